@@ -1,0 +1,36 @@
+# make demo   a fresh clone to music: installs, trains a small model on folk tunes, writes demo.mid
+# make test   a fresh clone to a checked one: installs, lints, type-checks, runs every test
+
+PYTHON ?= python3
+BIN := .venv/bin
+# torch from PyPI brings gigabytes of CUDA on Linux; where it has to stay small, the CPU build can be had
+# beforehand with the index that pytorch.org names
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: demo test lint clean
+
+.venv/demo: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(INSTALL) --editable '.[corpus]'
+	touch $@
+
+.venv/test: .venv/demo
+	$(INSTALL) --editable '.[corpus,test]'
+	touch $@
+
+demo: .venv/demo
+	$(BIN)/musicgpt train folk --out runs/demo --preset music-tiny --n-positions 512 --transpositions 1 \
+		--steps 150 --batch-size 8 --checkpoint-every 50 --force
+	$(BIN)/musicgpt generate runs/demo --max-new-tokens 400 --force -o demo.mid
+
+lint: .venv/test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: lint
+	$(BIN)/python -m pytest
+
+clean:
+	rm -rf .venv build dist *.egg-info

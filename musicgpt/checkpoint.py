@@ -1,0 +1,197 @@
+"""A directory <-> a model and its tokenizer, in the layout of Hugging Face.
+
+    config.json              transformers' GPT2Config
+    generation_config.json   its GenerationConfig: special ids and our sampling defaults
+    model.safetensors        the names and shapes of GPT2LMHeadModel
+    tokenizer.json, tokenizer_config.json   the tokenizer's own
+
+`AutoModelForCausalLM.from_pretrained` loads what is written here and what it saves is loaded here. Safetensors and
+JSON only: pickled weights are refused, and no file name found inside a checkpoint is followed. A field of a foreign
+config that this GPT-2 does not implement is refused by name.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from musicgpt.errors import CheckpointError, InputError
+from musicgpt.files import read_json, recover, write_json
+from musicgpt.model import GPT, GPTConfig, empty, from_weights
+from musicgpt.tokenizer import CONFIG_NAME, Tokenizer, load_tokenizer
+
+WEIGHTS = "model.safetensors"
+PREFIX = "transformer."
+"""GPT2LMHeadModel holds the stack under this name; older files leave it out."""
+
+NOT_WEIGHTS = (".attn.bias", ".attn.masked_bias")
+"""Causal masks that old checkpoints stored as buffers."""
+
+FIXED: dict[str, tuple[Any, ...]] = {
+    "model_type": ("gpt2",),
+    "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
+    "scale_attn_weights": (True,),
+    "scale_attn_by_inverse_layer_idx": (False,),
+    "reorder_and_upcast_attn": (False,),
+    "add_cross_attention": (False,),
+    "is_encoder_decoder": (False,),
+    "tie_word_embeddings": (True,),
+    "tie_encoder_decoder": (False,),
+    "chunk_size_feed_forward": (0,),
+    "pruned_heads": ({}, None),
+    "quantization_config": (None,),
+    "cross_attention_hidden_size": (None,),
+}
+"""Fields of GPT2Config with the only values that are implemented here."""
+
+WITHOUT_MEANING = {
+    "_name_or_path", "architectures", "auto_map", "dtype", "finetuning_task", "gradient_checkpointing", "id2label",
+    "is_decoder", "label2id", "n_ctx", "output_attentions", "output_hidden_states", "output_past", "pad_token_id",
+    "prefix", "problem_type", "return_dict", "return_dict_in_generate", "sep_token_id", "summary_activation",
+    "summary_first_dropout", "summary_proj_to_labels", "summary_type", "summary_use_proj", "task_specific_params",
+    "tf_legacy_loss", "tokenizer_class", "torch_dtype", "torchscript", "transformers_version", "use_bfloat16",
+    "use_cache", "_attn_implementation_autoset",
+}  # fmt: skip
+"""Fields that change no logit: bookkeeping, and what only other heads or the `generate` of transformers read."""
+
+
+def parse_config(values: dict[str, Any], name: str) -> GPTConfig:
+    """What config.json holds -> our config.
+
+    Raises:
+        CheckpointError: a field that is missing, of a value not implemented, or unknown; the message names it.
+    """
+    ours = {field.name for field in fields(GPTConfig)}
+    for key, value in values.items():
+        if key in FIXED:
+            if value not in FIXED[key]:
+                raise CheckpointError(
+                    f"{name} has {key} {value!r}, which is not implemented; expected {FIXED[key][0]!r}"
+                )
+        elif key == "n_inner":
+            if value is not None and value != 4 * values.get("n_embd", 0):
+                raise CheckpointError(f"{name} has n_inner {value!r}, which is not implemented; expected 4 x n_embd")
+        elif key not in ours and key not in WITHOUT_MEANING:
+            raise CheckpointError(f"{name} has the field {key} ({value!r}), which is not implemented")
+    for key in ("model_type", "vocab_size"):
+        if key not in values:
+            raise CheckpointError(f"{name} has no {key}; expected the config of a GPT-2")
+    try:
+        return GPTConfig(**{key: value for key, value in values.items() if key in ours})
+    except (ValueError, TypeError) as error:
+        raise CheckpointError(f"{name}: {error}") from error
+
+
+def save_model(directory: Path, model: GPT, tokenizer: Tokenizer[Any] | None = None) -> None:
+    """Write the model, and its tokenizer where there is one, into a directory that need not exist.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        weights = {PREFIX + name: weight.detach().contiguous().cpu() for name, weight in model.state_dict().items()}
+        save_file(weights, directory / WEIGHTS, metadata={"format": "pt"})
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"cannot write {directory / WEIGHTS}: {error}") from error
+    special = {"bos_token_id": model.config.bos_token_id, "eos_token_id": model.config.eos_token_id}
+    if tokenizer is not None:
+        special = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id, "pad_token_id": tokenizer.pad_id}
+        tokenizer.save(directory)
+    dtype = str(model.wte.weight.dtype).removeprefix("torch.")
+    shape = asdict(model.config) | special
+    fixed = {
+        "model_type": "gpt2",
+        "architectures": ["GPT2LMHeadModel"],
+        "activation_function": "gelu_new",
+        "n_inner": None,
+    }
+    write_json(directory / "config.json", fixed | shape | {"tie_word_embeddings": True, "dtype": dtype})
+    write_json(directory / "generation_config.json", special | {"do_sample": True, "top_k": 40})
+
+
+def load_model(directory: str | Path, *, device: str | torch.device = "cpu") -> GPT:
+    """A checkpoint, or a run (then its best one) -> the model, in evaluation mode.
+
+    Names, shapes and sizes are checked against the config before any weight is read.
+
+    Raises:
+        CheckpointError: no checkpoint there, or one that does not fit this GPT-2; the message says what.
+    """
+    directory = resolve_checkpoint(directory)
+    try:
+        config = parse_config(read_json(directory / "config.json"), str(directory / "config.json"))
+    except InputError as error:
+        raise CheckpointError(str(error)) from error
+    paths = sorted(directory.glob("model*.safetensors"))  # several where transformers has split a large one
+    if not paths:
+        pickled = sorted(p.name for p in directory.iterdir() if p.suffix in (".bin", ".pt", ".pth", ".ckpt", ".pkl"))
+        raise CheckpointError(
+            f"{directory} holds no {WEIGHTS}"
+            + (
+                f"; {pickled[0]} is pickled, which can run code when read, and is refused: save it as safetensors"
+                if pickled
+                else ""
+            )
+        )
+    expected = {name: tuple(weight.shape) for name, weight in empty(config).state_dict().items()}
+    weights: dict[str, torch.Tensor] = {}
+    for path in paths:
+        try:
+            with safe_open(path, framework="pt", device=str(device)) as file:
+                for key in file.keys():  # noqa: SIM118 not a mapping
+                    name = key.removeprefix(PREFIX)
+                    if name.endswith(NOT_WEIGHTS) or name == "lm_head.weight":
+                        continue
+                    shape = tuple(file.get_slice(key).get_shape())
+                    if expected.get(name) != shape:
+                        found = f"expected {expected[name]}" if name in expected else "a GPT-2 of this config has none"
+                        raise CheckpointError(f"{path}: the weight {key} has shape {shape}; {found}")
+                    weights[name] = file.get_tensor(key)
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{path} cannot be read as safetensors: {error}") from error
+    missing = sorted(set(expected) - set(weights))
+    if missing:
+        raise CheckpointError(f"{directory} lacks {len(missing)} weights of its config, the first {missing[0]}")
+    return from_weights(config, weights)
+
+
+def load(directory: str | Path, *, device: str | torch.device = "cpu") -> tuple[GPT, Tokenizer[Any]]:
+    """A checkpoint or a run -> its model and its tokenizer.
+
+    Raises:
+        CheckpointError: as `load_model`; or the tokenizer has more ids than the model.
+        TokenizerError: the directory holds no tokenizer, or one that is refused.
+    """
+    directory = resolve_checkpoint(directory)
+    tokenizer = load_tokenizer(directory)
+    model = load_model(directory, device=device)
+    if tokenizer.vocab_size > model.config.vocab_size:
+        raise CheckpointError(
+            f"{directory}: the tokenizer has {tokenizer.vocab_size} ids and the model {model.config.vocab_size}; "
+            f"they do not belong together"
+        )
+    return model, tokenizer
+
+
+def resolve_checkpoint(path: str | Path) -> Path:
+    """A checkpoint -> itself; a run -> its best checkpoint, or its last where none is best yet.
+
+    Raises:
+        CheckpointError: neither.
+    """
+    path = Path(path)
+    for directory in (path, path / "best", path / "last"):
+        if directory.parent.is_dir():
+            recover(directory)
+        if (directory / "config.json").is_file():
+            return directory
+    if not path.exists():
+        raise CheckpointError(f"{path} does not exist; expected a checkpoint or a run")
+    found = "a file" if path.is_file() else "a tokenizer" if (path / CONFIG_NAME).is_file() else "neither"
+    raise CheckpointError(f"{path} is {found}; expected a checkpoint (config.json, {WEIGHTS}) or a run that has one")

@@ -1,0 +1,107 @@
+"""What a user may choose, with its defaults, each written once; the flags and their help are made from these fields.
+
+Apart from the code that uses it because `--help` must not wait for torch. The other two sets of choices need no torch
+to be read and live with their code: `SamplingConfig` in sampling.py, `GPTConfig` (chosen by preset) in model.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeVar
+
+from musicgpt.errors import UsageError
+
+A = TypeVar("A")
+
+Report = Callable[[str], None]
+"""Takes one line for the user."""
+
+
+class Progress(Protocol):
+    """Passes items on and shows how far it is."""
+
+    def __call__(self, items: Iterable[A], total: int, title: str) -> Iterable[A]: ...
+
+
+def no_progress(items: Iterable[A], total: int, title: str) -> Iterable[A]:
+    return items
+
+
+def option(default: Any, text: str, **metadata: Any) -> Any:
+    """A field with its help; `choices` may follow."""
+    return field(default=default, metadata={"help": text, **metadata})
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrepareConfig:
+    """How a corpus becomes shards.
+
+    Raises:
+        UsageError: a value outside its range, naming the flag.
+    """
+
+    tokenizer: str = option("remi", "remi, tsd, midilike, structured, or a directory that holds a tokenizer")
+    vocab_size: int | None = option(None, "learn byte-pair merges up to this many ids")
+    transpositions: int = option(12, "keys in which each training piece is prepared, the original included")
+    workers: int | None = option(None, "processes (one per core)")
+
+    def __post_init__(self) -> None:
+        _at_least(self, 1, "vocab_size", "workers")
+        if not 1 <= self.transpositions <= 24:
+            raise UsageError(f"--transpositions {self.transpositions}: expected 1 (the original only) to 24")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """How a model is trained. None stands for a value that is chosen from the corpus or the machine, and reported.
+
+    Raises:
+        UsageError: a value outside its range, naming the flag.
+    """
+
+    preset: str | None = option(None, "size of the model; chosen from the size of the corpus when not given")
+    n_positions: int = option(1024, "context: how many ids the model sees at once")
+    steps: int | None = option(None, "optimizer steps; enough to see each piece ten times when not given")
+    batch_size: int = option(16, "sequences in a step (GPT-2: 512)")
+    micro_batch: int | None = option(None, "sequences at once in memory; gradients add up to the batch")
+    learning_rate: float | None = option(None, "peak; 1e-3 up to 512 wide, falling in proportion to the width beyond")
+    weight_decay: float = option(0.1, "on matrices and embeddings")
+    grad_clip: float = option(1.0, "largest norm of the gradient")
+    warmup: float = option(0.05, "share of the steps in which the learning rate rises; after it a cosine to a tenth")
+    dropout: float = option(0.1, "after embeddings and on the residual stream (not on attention weights: slow on CPUs)")
+    checkpoint_every: int | None = option(None, "steps between checkpoints, each with a validation and a sample")
+    dtype: str | None = option(
+        None, "precision of the matrix products; bfloat16 where the hardware has it", choices=("float32", "bfloat16")
+    )
+    device: str | None = option(None, "cpu, cuda, mps; the fastest there is when not given")
+    seed: int = option(0, "of weights, order, transpositions and dropout")
+
+    def __post_init__(self) -> None:
+        _at_least(self, 1, "n_positions", "steps", "batch_size", "micro_batch", "checkpoint_every")
+        _at_least(self, 0, "seed")
+        if self.micro_batch is not None and self.batch_size % self.micro_batch:
+            raise UsageError(f"--micro-batch {self.micro_batch} does not divide --batch-size {self.batch_size}")
+        if not 0 <= self.dropout < 1:
+            raise UsageError(f"--dropout {self.dropout}: expected a probability below 1")
+        if not 0 <= self.warmup <= 1:
+            raise UsageError(f"--warmup {self.warmup}: expected a share of the steps, 0 to 1")
+        for name in ("learning_rate", "grad_clip"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < float("inf"):
+                raise UsageError(f"{flag(name)} {value}: expected more than 0")
+        if not 0 <= self.weight_decay < float("inf"):
+            raise UsageError(f"--weight-decay {self.weight_decay}: expected 0 or more")
+        if self.dtype not in (None, "float32", "bfloat16"):
+            raise UsageError(f"--dtype {self.dtype}: expected float32 or bfloat16")
+
+
+def flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _at_least(config: Any, least: int, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        if value is not None and value < least:
+            raise UsageError(f"{flag(name)} {value}: expected at least {least}")

@@ -1,0 +1,222 @@
+"""Music files <-> symusic Scores; the only file that knows ticks, tempo maps and file formats.
+
+What comes out of `read_scores` has at least one note and a usable resolution; everything else is refused in one
+line. Formats: MIDI (also inside a RIFF wrapper), ABC through the abc2midi that symusic carries, MusicXML through
+verovio where that is installed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import symusic
+from symusic.core import ScoreTick, TimeSignatureTick, TimeSignatureTickList
+
+from musicgpt.errors import InputError
+from musicgpt.files import write_bytes
+
+MIDI_SUFFIXES = (".mid", ".midi", ".kar", ".rmi")
+ABC_SUFFIXES = (".abc",)
+MUSICXML_SUFFIXES = (".mxl", ".musicxml")
+SUFFIXES = (*MIDI_SUFFIXES, *ABC_SUFFIXES, *MUSICXML_SUFFIXES)
+
+ABC_SECONDS = 60
+"""A tune book that abc2midi has not converted after this long is refused."""
+
+FINGERPRINT_UNITS = 20_160
+"""Time steps a quarter note in a fingerprint: every usual resolution and tuplet divides it or rounds alike."""
+
+
+def read_scores(path: Path) -> tuple[list[ScoreTick], list[str]]:
+    """A file -> its pieces (a tune book holds many), and what had to be read differently from how it is written.
+
+    Raises:
+        InputError: no such file, no music in it, or nothing here can read it.
+    """
+    suffix = path.suffix.lower()
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror or error}") from error
+    if not data:
+        raise InputError(f"{path} is empty (0 bytes); expected music in {' '.join(SUFFIXES)}")
+    remarks: list[str] = []
+    if suffix in ABC_SUFFIXES:
+        scores = read_abc(data.decode("utf-8", errors="replace"), str(path), remarks)
+    elif suffix in MUSICXML_SUFFIXES:
+        scores = [read_musicxml(path)]
+    elif suffix in MIDI_SUFFIXES:
+        scores = [read_midi(data, str(path))]
+    else:
+        raise InputError(f"{path} is no music file by its name; expected one of {' '.join(SUFFIXES)}")
+    pieces = [score for score in scores if score.note_num() > 0]
+    if not pieces:
+        raise InputError(f"{path} holds no notes")
+    if len(pieces) < len(scores):
+        remarks.append(f"{len(scores) - len(pieces)} pieces without notes left out")
+    impossible = sum(drop_impossible_metres(score) for score in pieces)
+    if impossible:
+        remarks.append(f"{impossible} impossible time signatures left out")
+    corrected = sum(correct_metre(score) for score in pieces)
+    if corrected:
+        remarks.append("1/4 throughout read as 4/4" + (f" in {corrected} pieces" if len(pieces) > 1 else ""))
+    return pieces, remarks
+
+
+def read_midi(data: bytes, name: str) -> ScoreTick:
+    """The bytes of a MIDI file -> Score.
+
+    Raises:
+        InputError: symusic cannot parse it, or it has no resolution to count time by.
+    """
+    if data[:4] == b"RIFF" and data[8:12] == b"RMID":  # the same file inside a Windows wrapper
+        data = data[max(0, data.find(b"MThd")) :]
+    if data[:4] != b"MThd":
+        raise InputError(f"{name} is not a MIDI file: it begins with {data[:4]!r}, expected b'MThd'")
+    try:
+        score = ScoreTick.from_midi(data)
+    except (RuntimeError, ValueError, TypeError, LookupError, MemoryError) as error:  # the parser's, on bad bytes
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(f"{name} is a MIDI file that cannot be read: {reason[:160]}") from error
+    if score.ticks_per_quarter <= 0:
+        raise InputError(f"{name} has {score.ticks_per_quarter} ticks per quarter note; expected at least 1")
+    return score
+
+
+def read_abc(text: str, name: str, remarks: list[str] | None = None) -> list[ScoreTick]:
+    """ABC text, one tune or a book of them -> Scores, in order.
+
+    Tunes that abc2midi cannot convert are left out, with a remark.
+
+    Raises:
+        InputError: no tune in the text, or none that can be converted.
+    """
+    head, *tunes = re.split(r"^X:.*$", text.replace("\r\n", "\n"), flags=re.MULTILINE)
+    if not tunes:
+        raise InputError(f"{name} holds no ABC tune: expected a header that begins with X:")
+    shared = "".join(line + "\n" for line in head.splitlines() if re.match(r"[A-Za-z]:|%%", line))
+    with tempfile.TemporaryDirectory(prefix="musicgpt-abc-") as folder:
+        book = Path(folder) / "tune.abc"
+        book.write_text(  # numbered anew: two tunes of the same number would overwrite each other
+            "".join(f"X:{i}\n{shared}{tune.strip()}\n\n" for i, tune in enumerate(tunes, 1)), encoding="utf-8"
+        )
+        binary = next((Path(symusic.__file__).parent / "bin").glob("abc2midi*"))
+        try:
+            subprocess.run(
+                [str(binary), book.name],
+                cwd=folder,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,  # it prints a line for every doubt
+                stderr=subprocess.DEVNULL,
+                timeout=ABC_SECONDS,
+                check=False,  # judged by the files it leaves
+            )
+        except subprocess.TimeoutExpired as error:
+            raise InputError(f"{name}: abc2midi did not finish within {ABC_SECONDS} s") from error
+        scores = []
+        for i in range(1, len(tunes) + 1):
+            written = Path(folder) / f"tune{i}.mid"
+            try:
+                scores.append(read_midi(written.read_bytes(), name))
+            except (OSError, InputError):
+                continue
+    if not scores:
+        raise InputError(f"{name}: none of its {len(tunes)} ABC tunes can be converted")
+    if remarks is not None and len(scores) < len(tunes):
+        remarks.append(f"{len(tunes) - len(scores)} of {len(tunes)} tunes cannot be converted")
+    return scores
+
+
+def read_musicxml(path: Path) -> ScoreTick:
+    """MusicXML, plain or compressed -> Score, through verovio.
+
+    Raises:
+        InputError: verovio is not installed, or cannot read the file.
+    """
+    try:
+        import verovio
+    except ImportError as error:
+        raise InputError(
+            f"{path} is MusicXML, which needs verovio: pip install 'musicgpt-midi[corpus]', or export it as MIDI"
+        ) from error
+    import base64
+
+    verovio.enableLog(verovio.LOG_OFF)
+    toolkit = verovio.toolkit()
+    if not toolkit.loadFile(str(path)):
+        raise InputError(f"{path} is not MusicXML that verovio can read")
+    return read_midi(base64.b64decode(toolkit.renderToMIDI()), str(path))
+
+
+def write_midi(score: ScoreTick, path: Path) -> None:
+    """Raises: InputError: the file cannot be written."""
+    write_bytes(path, score.dumps_midi())
+
+
+def drop_impossible_metres(score: ScoreTick) -> int:
+    """Leave out, in place, the time signatures with no beats or no such note value; how many they were."""
+    possible = [s for s in score.time_signatures if s.numerator > 0 and s.denominator in (1, 2, 4, 8, 16, 32, 64)]
+    dropped = len(score.time_signatures) - len(possible)
+    if dropped:
+        score.time_signatures = TimeSignatureTickList(possible)
+    return dropped
+
+
+def correct_metre(score: ScoreTick) -> bool:
+    """1/4 throughout, in place -> 4/4: some exporters write a bar line on every beat. True if it was so."""
+    signatures = score.time_signatures
+    if not signatures or any((s.numerator, s.denominator) != (1, 4) for s in signatures):
+        return False
+    score.time_signatures = TimeSignatureTickList([TimeSignatureTick(0, 4, 4)])
+    return True
+
+
+def transposed(score: ScoreTick, semitones: int) -> ScoreTick | None:
+    """A copy moved by semitones, drums untouched; None where a note would leave 0 to 127 or no note would move."""
+    pitches = [track.notes.numpy()["pitch"] for track in score.tracks if not track.is_drum and len(track.notes)]
+    if not pitches:
+        return None
+    low, high = min(p.min() for p in pitches), max(p.max() for p in pitches)
+    if low + semitones < 0 or high + semitones > 127:
+        return None
+    copy = score.copy()
+    for track in copy.tracks:
+        if not track.is_drum:
+            track.shift_pitch(semitones, inplace=True)
+    return copy
+
+
+def seconds(score: ScoreTick) -> float:
+    """How long the piece sounds, by its own tempo map; 0.0 where that makes no sense."""
+    in_seconds: Any = score.to(symusic.TimeUnit.second)
+    end = float(in_seconds.end())
+    return end if np.isfinite(end) and end > 0 else 0.0
+
+
+def fingerprint(score: ScoreTick) -> str:
+    """A hash of what sounds and how it is barred: the same for another resolution, track order or text."""
+    per_quarter = FINGERPRINT_UNITS / score.ticks_per_quarter
+
+    def steps(ticks: np.ndarray) -> np.ndarray:
+        return np.rint(ticks * per_quarter).astype(np.int64)
+
+    rows = [np.zeros((0, 5), dtype=np.int64)]
+    for track in score.tracks:
+        notes = track.notes.numpy()
+        program = np.full(len(notes["time"]), -1 if track.is_drum else track.program)
+        onset, duration = steps(notes["time"]), steps(notes["duration"])
+        rows.append(np.stack([onset, duration, notes["pitch"], notes["velocity"], program], axis=1))
+    table = np.concatenate(rows)
+    table = table[np.lexsort(table.T[::-1])].astype("<i8")
+    times = [
+        *((t.time * per_quarter, "metre", t.numerator, t.denominator) for t in score.time_signatures),
+        *((t.time * per_quarter, "tempo", round(t.mspq), 0) for t in score.tempos),
+    ]
+    text = repr([(round(time), *rest) for time, *rest in times])
+    return hashlib.sha256(table.tobytes() + text.encode()).hexdigest()

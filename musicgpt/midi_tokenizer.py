@@ -1,0 +1,335 @@
+"""symusic Scores <-> ids, by the schemes of miditok: thin, total, and honest about what does not fit.
+
+One id stream for all tracks, with programs, drums, velocities and, where the scheme has them, tempos and time
+signatures; a byte-pair vocabulary learned on top, or none. miditok itself is imported on first use: it brings torch
+with it, which takes over a second.
+
+transformers' `AutoTokenizer` cannot read these files: load them with `musicgpt.tokenizer.load_tokenizer`, or
+tokenizer.json with miditok (`miditok.REMI(params=…)`).
+
+Sources: REMI, Huang and Yang 2020; TSD, Fradet et al. 2021; MIDI-Like, Oore et al. 2018; Structured, Hadjeres and
+Crestel 2021; byte-pair merges on music, Fradet et al. 2023.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from symusic.core import NoteTickList, ScoreTick, TrackTickList
+
+from musicgpt import midi
+from musicgpt.errors import InputError, TokenizerError
+from musicgpt.files import read_json, write_bytes, write_json
+
+if TYPE_CHECKING:
+    import miditok
+
+SCHEMES = {"remi": "REMI", "tsd": "TSD", "midilike": "MIDILike", "structured": "Structured"}
+"""Our name -> miditok's class."""
+
+REFUSED = {
+    "cpword": "it sums several vocabularies in one position; a GPT-2 reads one",
+    "octuple": "it sums several vocabularies in one position; a GPT-2 reads one",
+    "mumidi": "it sums several vocabularies in one position; a GPT-2 reads one",
+    "mmm": "it writes one track after the other, so the end of a prompt is not the end of its time",
+    "pertok": "it is unstable: it raises on some of its own encodings",
+    "beat": "it is unstable: encoding what it decoded gives other ids each time",
+}
+"""Schemes of miditok 3.1.0 that we do not take, and why (tried on the corpora of the tests)."""
+
+REFUSED_MODELS = {
+    "Unigram": "training it is not deterministic",
+    "WordPiece": "it drops what its longest word cannot hold",
+}
+
+GRID = {(0, 2): 24, (2, 8): 12, (8, 16): 6, (16, 64): 2}
+"""Beats from, to: steps a beat. 24 is the least that holds sixteenths, triplets and thirty-seconds, also in 2/2."""
+
+METRES = {2: range(1, 7), 4: range(1, 17), 8: range(1, 19), 16: range(1, 25)}
+"""Beats in a bar for each beat unit."""
+
+TEMPOS = (20, 300, 71)
+"""Lowest, highest in quarter notes a minute, and how many: one every 4."""
+
+NOTE_TOKENS = ("Pitch_", "PitchDrum_", "NoteOn_", "DrumOn_")
+"""Each note has exactly one token that begins so."""
+
+CHR_ID_START = 33
+"""miditok spells base id i as the character of this code plus i when it learns merges."""
+
+
+class MidiTokenizer:
+    """`Tokenizer` for music. Make one with `new` or `load`; `learn` adds a vocabulary of merges."""
+
+    suffixes: tuple[str, ...] = midi.SUFFIXES
+    units: tuple[str, ...] = ("notes", "seconds")
+    loss_kinds: tuple[str, ...] = ("notes_lost", "durations_clipped", "pauses_clipped", "metres_replaced")
+
+    def __init__(self, wrapped: miditok.MusicTokenizer) -> None:
+        self.wrapped = wrapped
+        self._index()
+
+    @classmethod
+    def new(cls, name: str) -> MidiTokenizer:
+        """remi, tsd, midilike or structured (in any case) -> a tokenizer without merges.
+
+        Raises:
+            TokenizerError: unknown, or refused with the reason.
+        """
+        key = name.lower().replace("-", "").replace("_", "")
+        if key not in SCHEMES:
+            raise TokenizerError(_why_refused(name))
+        import miditok
+
+        metred = key != "structured"  # its stream has neither tempos nor time signatures
+        lowest, highest, count = TEMPOS
+        config = miditok.TokenizerConfig(
+            pitch_range=(0, 127),
+            drums_pitch_range=(0, 127),
+            beat_res=GRID,
+            num_velocities=32,
+            special_tokens=["PAD", "BOS", "EOS"],
+            use_programs=True,
+            program_changes=metred,  # a program token where it changes, not before every note
+            use_tempos=metred,
+            tempo_range=(lowest, highest),
+            num_tempos=count,
+            delete_equal_successive_tempo_changes=True,
+            use_time_signatures=metred,
+            time_signature_range={unit: list(beats) for unit, beats in METRES.items()},
+        )
+        return cls(getattr(miditok, SCHEMES[key])(config))
+
+    @classmethod
+    def load(cls, directory: Path) -> MidiTokenizer:
+        """Raises: TokenizerError: no tokenizer.json of miditok there, or one that is refused."""
+        path = directory / "tokenizer.json"
+        try:
+            values = read_json(path)
+        except InputError as error:
+            raise TokenizerError(str(error)) from error
+        scheme = str(values.get("tokenization"))
+        if scheme not in SCHEMES.values():
+            raise TokenizerError(f"{path}: {_why_refused(scheme)}")
+        config = values.get("config")
+        if not isinstance(config, dict) or not (
+            config.get("use_programs") and config.get("one_token_stream_for_programs")
+        ):
+            raise TokenizerError(f"{path} writes each track on its own; expected one stream with programs")
+        if "_model" in values:
+            try:
+                model = json.loads(values["_model"])["model"]["type"]
+            except (TypeError, ValueError, KeyError) as error:
+                raise TokenizerError(f"{path} holds a learned vocabulary that cannot be read") from error
+            if model != "BPE":
+                raise TokenizerError(
+                    f"{path} was trained as {model}, which is refused: "
+                    f"{REFUSED_MODELS.get(model, 'it is not known here')}; expected BPE"
+                )
+        import miditok
+
+        try:
+            return cls(getattr(miditok, scheme)(params=path))
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+            raise TokenizerError(f"{path} cannot be loaded by miditok: {error}") from error
+
+    def _index(self) -> None:
+        """What the vocabulary is needed for over and over, by id."""
+        base = {id: token for token, id in self.wrapped.vocab.items()}
+        if self.wrapped.is_trained:
+            spelled: dict[str, int] = self.wrapped.vocab_model
+            self.expansions: list[tuple[str, ...]] = [()] * len(spelled)
+            for text, id in spelled.items():
+                # miditok's own training leaves a mark between words, which stands for no token
+                self.expansions[id] = tuple(base[ord(c) - CHR_ID_START] for c in text if ord(c) - CHR_ID_START in base)
+        else:
+            self.expansions = [(base[id],) for id in range(len(base))]
+        self._special = {self.wrapped[name] for name in self.wrapped.special_tokens}
+        self._notes = np.array([sum(t.startswith(NOTE_TOKENS) for t in tokens) for tokens in self.expansions])
+
+    @property
+    def name(self) -> str:
+        return type(self.wrapped).__name__.lower()
+
+    @property
+    def vocab_size(self) -> int:
+        return len(self.expansions)
+
+    @property
+    def bos_id(self) -> int:
+        return int(self.wrapped["BOS_None"])
+
+    @property
+    def eos_id(self) -> int:
+        return int(self.wrapped["EOS_None"])
+
+    @property
+    def pad_id(self) -> int | None:
+        return int(self.wrapped["PAD_None"])
+
+    def read(self, path: Path) -> tuple[list[ScoreTick], list[str]]:
+        return midi.read_scores(path)
+
+    def write(self, document: ScoreTick, path: Path) -> None:
+        midi.write_midi(document, path)
+
+    def prompt(self, text: str) -> tuple[ScoreTick, list[str]]:
+        """The path of a music file -> its piece; of several, the first.
+
+        Raises:
+            InputError: no such file, or no music in it.
+        """
+        scores, remarks = midi.read_scores(Path(text))
+        if len(scores) > 1:
+            remarks = [*remarks, f"the first of {len(scores)} pieces is the prompt"]
+        return scores[0], remarks
+
+    def encode(self, document: ScoreTick) -> list[int]:
+        """Raises: InputError: miditok cannot write this piece."""
+        try:
+            return list(self.wrapped.encode(self._on_grid(document), no_preprocess_score=True).ids)
+        except (ArithmeticError, LookupError, ValueError, MemoryError) as error:  # its faults, on odd input
+            raise InputError(f"miditok cannot encode this piece ({type(error).__name__}: {error})") from error
+
+    def _on_grid(self, score: ScoreTick) -> ScoreTick:
+        """A copy with every value one the vocabulary has, in an order that depends on those values alone.
+
+        miditok keeps the order of the file within a moment: two files of the same notes would give different ids,
+        and a file another sequence after each pass.
+        """
+        score = self.wrapped.preprocess_score(score)
+        score.tracks = TrackTickList(sorted(score.tracks, key=lambda track: (track.is_drum, track.program)))
+        for track in score.tracks:
+            notes = track.notes.numpy()
+            order = np.lexsort((notes["velocity"], notes["duration"], notes["pitch"], notes["time"]))
+            track.notes = NoteTickList.from_numpy(
+                notes["time"][order], notes["duration"][order], notes["pitch"][order], notes["velocity"][order]
+            )
+        return score
+
+    def decode(self, ids: Sequence[int]) -> ScoreTick:
+        import miditok
+
+        tokens = [token for id in ids if id not in self._special for token in self.expansions[id]]
+        sequence = miditok.TokSequence(tokens=tokens, ids=[self.wrapped.vocab[token] for token in tokens])
+        score: ScoreTick = self.wrapped.decode(sequence)
+        for track in score.tracks:  # only ungrammatical ids give such notes; a file could not hold them
+            if any(not (1 <= n.velocity <= 127 and n.duration > 0) for n in track.notes):
+                track.notes = NoteTickList([n for n in track.notes if 1 <= n.velocity <= 127 and n.duration > 0])
+        return score.sort(inplace=True)
+
+    def losses(self, document: ScoreTick, ids: Sequence[int]) -> dict[str, int]:
+        """Counts of notes lost, durations and pauses shortened, and metres replaced or moved to a bar line."""
+        beats = _Beats(document, by_metre=self.wrapped.config.use_time_signatures)
+        notes = [track.notes.numpy() for track in document.tracks if len(track.notes)]
+        longest = self.wrapped.durations[-1][0]  # beats
+        clipped = pauses = 0
+        if self.name != "midilike":  # which writes the end of a note, not its duration
+            clipped = sum(int((part["duration"] > longest * beats.ticks_at(part["time"])).sum()) for part in notes)
+        if self.name == "structured":  # the others write a long pause as several tokens
+            onsets = np.unique(np.concatenate([np.zeros(1, dtype=np.int64), *(part["time"] for part in notes)]))
+            pauses = int((np.diff(onsets) > longest * document.ticks_per_quarter).sum())
+        return {
+            "notes_lost": document.note_num() - int(self._notes[np.asarray(ids, dtype=np.int64)].sum()),
+            "durations_clipped": clipped,
+            "pauses_clipped": pauses,
+            "metres_replaced": beats.misfits(set(self.wrapped.time_signatures)),
+        }
+
+    def variants(self, document: ScoreTick, n: int) -> list[ScoreTick]:
+        """The piece, then its transpositions by +1, -1, +2, -2 … semitones, those that stay within 0 to 127."""
+        found = [document]
+        for i in range(1, n):
+            copy = midi.transposed(document, (i + 1) // 2 * (1 if i % 2 else -1))
+            if copy is not None:
+                found.append(copy)
+        return found
+
+    def fingerprint(self, document: ScoreTick) -> str:
+        return midi.fingerprint(document)
+
+    def measure(self, document: ScoreTick) -> dict[str, float]:
+        return {"notes": float(document.note_num()), "seconds": midi.seconds(document)}
+
+    def learn(self, documents: Iterable[ScoreTick], vocab_size: int) -> None:
+        if self.wrapped.is_trained:
+            raise TokenizerError("this tokenizer has learned its vocabulary; merges cannot be added to it")
+        if vocab_size <= self.vocab_size:
+            raise TokenizerError(
+                f"a vocabulary of {vocab_size} ids was asked for; {self.name} has {self.vocab_size} before any merge: "
+                f"ask for more, or leave --vocab-size out for no merges"
+            )
+
+        from tokenizers import Tokenizer, models, trainers
+
+        characters = {chr(id + CHR_ID_START): id for id in self.wrapped.vocab.values()}
+        model = Tokenizer(models.BPE(vocab=characters, merges=[]))  # a bar is a word: no merge crosses a bar line
+        trainer = trainers.BpeTrainer(vocab_size=vocab_size, initial_alphabet=list(characters), show_progress=False)
+        model.train_from_iterator((self._spelled_bars(document) for document in documents), trainer)
+        values = self.wrapped.to_dict() | {
+            "_vocab_base": self.wrapped.vocab,
+            "_model": model.to_str(),  # miditok takes the keys in order, and needs the model before the last
+            "_vocab_base_byte_to_token": {chr(id + CHR_ID_START): token for token, id in self.wrapped.vocab.items()},
+        }
+        with tempfile.TemporaryDirectory(prefix="musicgpt-") as folder:  # miditok reads a vocabulary from files only
+            write_json(Path(folder) / "tokenizer.json", values)
+            self.wrapped = type(self.wrapped)(params=Path(folder) / "tokenizer.json")
+        self._index()
+
+    def _spelled_bars(self, document: ScoreTick) -> list[str]:
+        sequence = self.wrapped.encode(self._on_grid(document), encode_ids=False, no_preprocess_score=True)
+        return ["".join(chr(id + CHR_ID_START) for id in bar.ids) for bar in sequence.split_per_bars()]
+
+    def save(self, directory: Path) -> None:
+        text = json.dumps(self.wrapped.to_dict(), indent=1)
+        write_bytes(directory / "tokenizer.json", (text + "\n").encode())
+        write_json(
+            directory / "tokenizer_config.json",
+            {
+                "kind": "midi",
+                "tokenizer_class": "MidiTokenizer",
+                "scheme": self.name,
+                "vocab_size": self.vocab_size,
+                "note": "load with musicgpt.tokenizer.load_tokenizer; transformers' AutoTokenizer cannot read it",
+            },
+        )
+
+
+class _Beats:
+    """The beat of a score at any tick: that of the metre, or a quarter note where the scheme writes no metres."""
+
+    def __init__(self, score: ScoreTick, *, by_metre: bool) -> None:
+        self.per_quarter = score.ticks_per_quarter
+        self.by_metre = by_metre
+        self.signatures = sorted((s.time, s.numerator, s.denominator) for s in score.time_signatures)
+
+    def ticks_at(self, times: np.ndarray) -> np.ndarray:
+        """(N,) ticks -> (N,) length of the beat there, in ticks."""
+        if not self.by_metre or not self.signatures:
+            return np.full(len(times), float(self.per_quarter))
+        starts = np.array([time for time, _, _ in self.signatures])
+        lengths = np.array([4 * self.per_quarter / unit for _, _, unit in self.signatures])
+        return lengths[np.clip(np.searchsorted(starts, times, side="right") - 1, 0, None)]
+
+    def misfits(self, known: set[tuple[int, int]]) -> int:
+        """Time signatures that are not `known`, or that begin within a bar."""
+        count, start, bar = 0, 0, 4.0 * self.per_quarter
+        for time, beats, unit in self.signatures:
+            fits = (beats, unit) in known
+            count += not fits or abs((time - start) / bar - round((time - start) / bar)) * bar > 1
+            if fits:
+                start, bar = time, 4.0 * self.per_quarter * beats / unit
+        return count
+
+
+def _why_refused(name: str) -> str:
+    reason = REFUSED.get(name.lower())
+    names = ", ".join(SCHEMES)
+    if reason:
+        return f"the tokenizer {name} is refused: {reason}. Choose one of {names}"
+    return f"no tokenizer is called {name!r}; choose one of {names}, or give a directory that holds one"

@@ -1,0 +1,278 @@
+"""GPT-2, all of it and nothing else: ids in, logits out. Imports nothing of ours.
+
+    B batch · T positions · C width (n_embd) · H heads · D head size (C / H) · V vocabulary
+
+Decoder-only blocks with causal self-attention, learned positions, layer norm before each half block and after
+the last, a feed-forward of 4 C with tanh GELU, the head tied to the token embedding. Names, shapes and the
+(in, out) orientation of the weight matrices are those of transformers' `GPT2LMHeadModel`, so weights pass both
+ways without an adapter.
+
+Source: Radford et al. 2019, "Language Models are Unsupervised Multitask Learners"; sizes from its table 2.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+LOGITS_AT_ONCE = 2**24
+"""The loss never holds more logits than this at a time (64 MiB of float32)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GPTConfig:
+    """The shape of a model. Field names and meanings are those of transformers' `GPT2Config`."""
+
+    vocab_size: int
+    n_positions: int = 1024
+    n_embd: int = 768
+    n_layer: int = 12
+    n_head: int = 12
+    embd_pdrop: float = 0.1
+    resid_pdrop: float = 0.1
+    attn_pdrop: float = 0.1
+    layer_norm_epsilon: float = 1e-5
+    initializer_range: float = 0.02
+    bos_token_id: int | None = None
+    eos_token_id: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ValueError(f"{name} is {value!r}; expected a whole number of at least 1")
+        if self.n_embd % self.n_head:
+            raise ValueError(f"n_embd {self.n_embd} is not a multiple of n_head {self.n_head}")
+        for name in ("embd_pdrop", "resid_pdrop", "attn_pdrop"):
+            value = getattr(self, name)
+            if not isinstance(value, int | float) or not 0 <= value < 1:
+                raise ValueError(f"{name} is {value!r}; expected a probability below 1")
+
+    @property
+    def n_parameters(self) -> int:
+        """Weights of the whole model, the tied head counted once; nothing is allocated."""
+        c = self.n_embd
+        attention = c * 3 * c + 3 * c + c * c + c
+        mlp = c * 4 * c + 4 * c + 4 * c * c + c
+        block = attention + mlp + 2 * 2 * c
+        return (self.vocab_size + self.n_positions) * c + self.n_layer * block + 2 * c
+
+
+PRESETS: Mapping[str, Mapping[str, int]] = {
+    "music-tiny": {"n_layer": 4, "n_head": 4, "n_embd": 256},
+    "music-small": {"n_layer": 6, "n_head": 6, "n_embd": 384},
+    "music-base": {"n_layer": 8, "n_head": 8, "n_embd": 512},
+    "gpt2": {"n_layer": 12, "n_head": 12, "n_embd": 768},
+    "gpt2-medium": {"n_layer": 24, "n_head": 16, "n_embd": 1024},
+    "gpt2-large": {"n_layer": 36, "n_head": 20, "n_embd": 1280},
+    "gpt2-xl": {"n_layer": 48, "n_head": 25, "n_embd": 1600},
+}
+"""Depth, heads and width by name; vocabulary and context are the caller's.
+
+music-tiny    3.2 M weights in the blocks: up to about 5 M training ids (some hundred pieces)
+music-small  10.6 M: up to about 50 M ids (some thousand pieces)
+music-base   25.2 M: more than that, still on a laptop
+gpt2 … gpt2-xl  the four sizes of the paper; at V = 50,257 and 1,024 positions they have 124,439,808,
+             354,823,168, 774,030,080 and 1,557,611,200 weights
+"""
+
+
+class KVCache:
+    """Keys and values of the positions seen so far, for every layer.
+
+    Allocated once for `n_positions`; `GPT.forward` writes behind `length` and advances it, nobody else does.
+    """
+
+    def __init__(
+        self,
+        config: GPTConfig,
+        batch_size: int,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        shape = (batch_size, config.n_head, config.n_positions, config.n_embd // config.n_head)
+        self.length = 0
+        self.layers = [  # (B, H, n_positions, D) keys and values of each block
+            (torch.zeros(shape, device=device, dtype=dtype), torch.zeros(shape, device=device, dtype=dtype))
+            for _ in range(config.n_layer)
+        ]
+
+    def repeat(self, batch_size: int) -> KVCache:
+        """A cache of one row -> the same row `batch_size` times: a prompt is prefilled once for all samples."""
+        copy = object.__new__(KVCache)
+        copy.length = self.length
+        copy.layers = [(k.repeat(batch_size, 1, 1, 1), v.repeat(batch_size, 1, 1, 1)) for k, v in self.layers]
+        return copy
+
+
+class Conv1D(nn.Module):
+    """x @ weight + bias. GPT-2 stores its matrices as (in, out), the transpose of `nn.Linear`."""
+
+    def __init__(self, n_in: int, n_out: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(n_in, n_out))
+        self.bias = nn.Parameter(torch.empty(n_out))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight.t(), self.bias)
+
+
+class CausalSelfAttention(nn.Module):
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.n_head = config.n_head
+        self.attn_pdrop = config.attn_pdrop
+        self.c_attn = Conv1D(config.n_embd, 3 * config.n_embd)
+        self.c_proj = Conv1D(config.n_embd, config.n_embd)
+        self.resid_dropout = nn.Dropout(config.resid_pdrop)
+
+    def forward(self, x: Tensor, past: tuple[Tensor, Tensor] | None, start: int) -> Tensor:
+        B, T, C = x.shape
+        q, k, v = (
+            part.view(B, T, self.n_head, C // self.n_head).transpose(1, 2)  # (B, H, T, D)
+            for part in self.c_attn(x).split(C, dim=2)
+        )
+        mask = None
+        if past is not None:
+            keys, values = past
+            keys[:, :, start : start + T] = k
+            values[:, :, start : start + T] = v
+            k, v = keys[:, :, : start + T], values[:, :, : start + T]
+            q = q.to(k.dtype)  # under autocast the cache may be of another precision than the projection
+            if start > 0 and T > 1:  # is_causal would align the triangle to the top left
+                mask = torch.ones(T, start + T, dtype=torch.bool, device=x.device).tril(start)
+        y = F.scaled_dot_product_attention(
+            q,
+            k,
+            v,
+            attn_mask=mask,
+            is_causal=start == 0 and T > 1,
+            dropout_p=self.attn_pdrop if self.training else 0.0,
+        )
+        y = y.transpose(1, 2).reshape(B, T, C)
+        return self.resid_dropout(self.c_proj(y))  # type: ignore[no-any-return]
+
+
+class MLP(nn.Module):
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.c_fc = Conv1D(config.n_embd, 4 * config.n_embd)
+        self.c_proj = Conv1D(4 * config.n_embd, config.n_embd)
+        self.dropout = nn.Dropout(config.resid_pdrop)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.gelu(self.c_fc(x), approximate="tanh")
+        return self.dropout(self.c_proj(x))  # type: ignore[no-any-return]
+
+
+class Block(nn.Module):
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.ln_1 = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
+        self.attn = CausalSelfAttention(config)
+        self.ln_2 = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
+        self.mlp = MLP(config)
+
+    def forward(self, x: Tensor, past: tuple[Tensor, Tensor] | None, start: int) -> Tensor:
+        x = x + self.attn(self.ln_1(x), past, start)
+        return x + self.mlp(self.ln_2(x))  # type: ignore[no-any-return]
+
+
+class GPT(nn.Module):
+    """(B, T) ids -> (B, T, V) logits. Built in training mode, initialised as GPT-2 was."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.wte = nn.Embedding(config.vocab_size, config.n_embd)
+        self.wpe = nn.Embedding(config.n_positions, config.n_embd)
+        self.drop = nn.Dropout(config.embd_pdrop)
+        self.h = nn.ModuleList(Block(config) for _ in range(config.n_layer))
+        self.ln_f = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
+        self.initialise()
+
+    @torch.no_grad()
+    def initialise(self) -> None:
+        """Normal weights, zero biases; what feeds the residual stream is scaled by 1 / sqrt(2 n_layer)."""
+        std = self.config.initializer_range
+        for name, weight in self.named_parameters():
+            if ".ln_" in name or name.startswith("ln_"):
+                weight.fill_(0.0 if name.endswith("bias") else 1.0)
+            elif name.endswith("bias"):
+                weight.zero_()
+            elif name.endswith("c_proj.weight"):
+                weight.normal_(0.0, std / math.sqrt(2 * self.config.n_layer))
+            else:
+                weight.normal_(0.0, std)
+
+    def hidden(self, ids: Tensor, cache: KVCache | None = None) -> Tensor:
+        """(B, T) ids -> (B, T, C) states after the final layer norm; advances the cache.
+
+        Raises:
+            ValueError: more positions than the model has learned.
+        """
+        start = cache.length if cache is not None else 0
+        T = ids.shape[1]
+        if start + T > self.config.n_positions:
+            raise ValueError(f"{start + T} positions asked for; the model has learned {self.config.n_positions}")
+        x = self.drop(self.wte(ids) + self.wpe(torch.arange(start, start + T, device=ids.device)))
+        for i, block in enumerate(self.h):
+            x = block(x, cache.layers[i] if cache is not None else None, start)
+        if cache is not None:
+            cache.length = start + T
+        return self.ln_f(x)  # type: ignore[no-any-return]
+
+    def forward(self, ids: Tensor, cache: KVCache | None = None, *, logits_to_keep: int | None = None) -> Tensor:
+        """(B, T) ids -> (B, T, V) logits, or of the last `logits_to_keep` positions only.
+
+        With a cache, `ids` are the positions behind `cache.length`, and the cache is advanced past them.
+        """
+        x = self.hidden(ids, cache)
+        if logits_to_keep is not None:
+            x = x[:, -logits_to_keep:]
+        return F.linear(x, self.wte.weight)
+
+    def loss(self, ids: Tensor, targets: Tensor, *, reduction: str = "mean") -> Tensor:
+        """(B, T) ids and (B, T) targets -> mean (or "sum") nats per target; a target of -100 is not scored.
+
+        The logits are made and let go in chunks of rows: at V = 50,257 they would be the largest tensor by far.
+        """
+        x = self.hidden(ids).flatten(0, 1)  # (B T, C)
+        flat = targets.flatten()  # (B T)
+        rows = max(1, LOGITS_AT_ONCE // self.config.vocab_size)
+        total = x.new_zeros((), dtype=torch.float32)
+        for i in range(0, len(flat), rows):
+            part = (x[i : i + rows], self.wte.weight, flat[i : i + rows])
+            if len(flat) > rows and torch.is_grad_enabled():  # logits are made again on the way back
+                total = total + checkpoint(_summed_loss, *part, use_reentrant=False)
+            else:
+                total = total + _summed_loss(*part)
+        return total / (flat != -100).sum() if reduction == "mean" else total
+
+
+def _summed_loss(x: Tensor, head: Tensor, targets: Tensor) -> Tensor:
+    logits = F.linear(x, head).float()
+    return F.cross_entropy(logits, targets, ignore_index=-100, reduction="sum")
+
+
+def empty(config: GPTConfig) -> GPT:
+    """The model without storage: shapes and names only, for checks and for loading weights into."""
+    with torch.device("meta"):
+        return GPT(config)
+
+
+def from_weights(config: GPTConfig, weights: Mapping[str, Any]) -> GPT:
+    """Tensors by name -> a model that owns them, in evaluation mode; nothing is initialised in between."""
+    model = empty(config)
+    model.load_state_dict(dict(weights), assign=True)
+    for parameter in model.parameters():
+        parameter.requires_grad_(True)
+    return model.eval()

@@ -1,0 +1,330 @@
+"""A corpus -> shards: read, drop duplicates, split, learn a vocabulary, encode. Knows documents and ids only.
+
+Two passes over the files. The first reads each one and keeps a hash and a few numbers of every document; then the
+splits are known, and a vocabulary is learned on a sample of the training documents. The second encodes. Both run
+over processes; what is written does not depend on how many.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import multiprocessing
+import os
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor
+from contextlib import ExitStack, nullcontext
+from dataclasses import dataclass, field
+from functools import lru_cache, partial
+from itertools import chain
+from pathlib import Path
+from typing import Any, TypeVar
+
+from musicgpt.config import PrepareConfig, Progress, Report, no_progress
+from musicgpt.corpus import assign_splits, digest, file_name, find_files
+from musicgpt.errors import InputError, MusicGPTError, TokenizerError
+from musicgpt.files import directory_in_place, write_json
+from musicgpt.shards import FORMAT, MANIFEST, SPLITS, Shards, ShardWriter, is_shards
+from musicgpt.tokenizer import Tokenizer, load_tokenizer, new_tokenizer
+
+SAMPLE_IDS = 2_000_000
+"""A vocabulary is learned on whole training documents that together hold about this many ids before merging."""
+
+TRAIN_SHARE = 0.9
+"""Where there are too few documents to hold one out, the beginning of each is for training."""
+
+FILES_PER_TASK = 16
+TASKS_WORTH_PROCESSES = 8
+"""Starting a process costs some seconds of imports: fewer tasks than this run in the one we are in."""
+
+A = TypeVar("A")
+B = TypeVar("B")
+
+
+@dataclass(frozen=True)
+class Found:
+    """What the first pass learns of one file: why it is refused, or the hash of each of its documents."""
+
+    refusal: str | None = None
+    remarks: list[str] = field(default_factory=list)
+    fingerprints: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Job:
+    """What the second pass is asked of one file: which of its documents, and the split of each."""
+
+    path: Path
+    wanted: list[tuple[int, str]]
+    within: bool
+    variants: int
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """What the second pass makes of one document: its variants by split, its size, and what did not fit."""
+
+    sequences: dict[str, list[list[int]]] = field(default_factory=dict)
+    measure: dict[str, float] = field(default_factory=dict)
+    losses: dict[str, int] = field(default_factory=dict)
+    refusal: str | None = None
+
+
+def prepare(
+    corpus: Path,
+    out: Path,
+    config: PrepareConfig,
+    *,
+    report: Report,
+    progress: Progress = no_progress,
+) -> Shards:
+    """Write shards, ledger and tokenizer into `out`, or find that they are there and still right.
+
+    Raises:
+        InputError: nothing in the corpus can be used, or `out` cannot be written.
+        TokenizerError: a tokenizer that is unknown or refused.
+    """
+    files = find_files(corpus)
+    if not files:
+        raise InputError(f"{corpus} holds no files; expected music in it")
+    tokenizer, learns = make_tokenizer(config)
+    source = {
+        "files": digest(files, corpus),
+        "tokenizer": _identity(tokenizer),
+        "vocab_size": config.vocab_size if learns else None,
+        "transpositions": config.transpositions,
+    }
+    if is_shards(out):
+        shards = Shards(out)
+        if shards.manifest.get("source") == source:
+            report(f"{out} was prepared before and nothing has changed")
+            return shards
+    with ExitStack() as stack:
+        basic = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="musicgpt-")))
+        beside = stack.enter_context(directory_in_place(out))
+        executor = stack.enter_context(_executor(len(files), config.workers))
+        tokenizer.save(basic)
+        found = list(progress(_map(executor, partial(_scan, basic), files), len(files), "reading"))
+        kept = _first_of_each(found)
+        if not kept:
+            raise InputError(_nothing_usable(corpus, files, found))
+        splits = assign_splits(list(kept))
+        within = len(kept) < 3
+        if within:
+            report(f"{len(kept)} documents are too few to hold one out: the last tenth of each is for validation")
+        jobs = [
+            Job(
+                path,
+                [(i, splits[f]) for i, f in enumerate(one.fingerprints) if kept[f] == (n, i)],
+                within,
+                config.transpositions,
+            )
+            for n, (path, one) in enumerate(zip(files, found, strict=True))
+        ]
+        if learns and config.vocab_size is not None:
+            report(f"learning a vocabulary of {config.vocab_size:,} ids")
+            tokenizer.learn(_sample(tokenizer, jobs, splits), config.vocab_size)
+        tokenizer.save(beside)
+        encoded = progress(_map(executor, partial(_encode, beside), jobs), len(files), "encoding")
+        totals = {split: Counter[str]() for split in SPLITS}
+        with ExitStack() as writers, open(beside / "ledger.jsonl", "w", encoding="utf-8") as ledger:
+            shard = {s: writers.enter_context(ShardWriter(beside, s, tokenizer.vocab_size)) for s in SPLITS}
+            for path, one, documents in zip(files, found, encoded, strict=True):
+                line = _ledger_line(file_name(path, corpus), one, documents, tokenizer, corpus, files, kept)
+                ledger.write(json.dumps(line, ensure_ascii=False) + "\n")
+                for document in documents:
+                    for split, sequences in document.sequences.items():
+                        shard[split].add(sequences)
+                        share = TRAIN_SHARE if split == "train" else 1 - TRAIN_SHARE
+                        totals[split].update({u: v * (share if within else 1) for u, v in document.measure.items()})
+                        totals[split].update(documents=1, sequences=len(sequences), ids=sum(map(len, sequences)))
+                        totals[split].update(ids_of_originals=len(sequences[0]))
+        zero = dict.fromkeys(("documents", "sequences", "ids", "ids_of_originals", *tokenizer.units), 0)
+        manifest = {
+            "format": FORMAT,
+            "vocab_size": tokenizer.vocab_size,
+            "bos_id": tokenizer.bos_id,
+            "eos_id": tokenizer.eos_id,
+            "split_within_documents": within,
+            "splits": {split: zero | total for split, total in totals.items()},
+            "source": source,
+        }
+        write_json(beside / MANIFEST, manifest)
+    for text in _summary(out / "ledger.jsonl", manifest):
+        report(text)
+    return Shards(out)
+
+
+def make_tokenizer(config: PrepareConfig) -> tuple[Tokenizer[Any], bool]:
+    """A scheme by name, or the tokenizer in a directory (a checkpoint, a run's shards); and whether it has to learn.
+
+    Raises:
+        TokenizerError: unknown or refused, or a vocabulary asked for that is not the directory's.
+    """
+    if not Path(config.tokenizer).is_dir():
+        return new_tokenizer(config.tokenizer), config.vocab_size is not None
+    tokenizer = load_tokenizer(Path(config.tokenizer))
+    if config.vocab_size not in (None, tokenizer.vocab_size):
+        raise TokenizerError(
+            f"{config.tokenizer} has {tokenizer.vocab_size} ids and --vocab-size asks for {config.vocab_size}: "
+            f"leave --vocab-size out, or name a scheme"
+        )
+    return tokenizer, False
+
+
+def _identity(tokenizer: Tokenizer[Any]) -> str:
+    with tempfile.TemporaryDirectory(prefix="musicgpt-") as folder:
+        tokenizer.save(Path(folder))
+        return hashlib.sha256((Path(folder) / "tokenizer.json").read_bytes()).hexdigest()
+
+
+def _executor(n_files: int, workers: int | None) -> Any:
+    """Local processes, or None for the one we are in. Spawned: a fork of a process with threads may hang."""
+    workers = workers or os.cpu_count() or 1
+    if workers == 1 or n_files < FILES_PER_TASK * TASKS_WORTH_PROCESSES:
+        return nullcontext()
+    return ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
+
+
+def _map(executor: Executor | None, function: Callable[[list[A]], list[B]], items: Sequence[A]) -> Iterator[B]:
+    """Apply `function` to the items in blocks; the results come in the order of the items."""
+    blocks = [list(items[i : i + FILES_PER_TASK]) for i in range(0, len(items), FILES_PER_TASK)]
+    results = executor.map(function, blocks) if executor else map(function, blocks)
+    return chain.from_iterable(results)
+
+
+@lru_cache(maxsize=4)
+def _tokenizer_in(directory: Path) -> Tokenizer[Any]:
+    """A worker meets the same tokenizer in every task."""
+    return load_tokenizer(directory)
+
+
+def _scan(tokenizer_directory: Path, files: list[Path]) -> list[Found]:
+    tokenizer = _tokenizer_in(tokenizer_directory)
+    found = []
+    for path in files:
+        try:
+            documents, remarks = tokenizer.read(path)
+        except MusicGPTError as error:
+            found.append(Found(refusal=str(error).replace(str(path), path.name)))
+        else:
+            found.append(Found(None, remarks, [tokenizer.fingerprint(document) for document in documents]))
+    return found
+
+
+def _encode(tokenizer_directory: Path, jobs: list[Job]) -> list[list[Encoded]]:
+    tokenizer = _tokenizer_in(tokenizer_directory)
+    return [[_encode_document(tokenizer, d, split, job) for d, split in _documents(tokenizer, job)] for job in jobs]
+
+
+def _documents(tokenizer: Tokenizer[Any], job: Job) -> list[tuple[Any, str]]:
+    if not job.wanted:
+        return []
+    documents, _ = tokenizer.read(job.path)
+    return [(documents[i], split) for i, split in job.wanted]
+
+
+def _encode_document(tokenizer: Tokenizer[Any], document: Any, split: str, job: Job) -> Encoded:
+    bos, eos = [tokenizer.bos_id], [tokenizer.eos_id]
+    end = [] if bos == eos else eos  # where they are one id, the next document's BOS is the end of this one
+    variants = tokenizer.variants(document, job.variants) if split == "train" or job.within else [document]
+    try:
+        encoded = [tokenizer.encode(variant) for variant in variants]
+    except MusicGPTError as error:
+        return Encoded(refusal=str(error))
+    if job.within:
+        cuts = [int(len(ids) * TRAIN_SHARE) for ids in encoded]
+        sequences = {
+            "train": [bos + ids[:cut] for ids, cut in zip(encoded, cuts, strict=True)],
+            "val": [bos + encoded[0][cuts[0] :] + end],
+        }
+    else:
+        sequences = {split: [bos + ids + end for ids in encoded]}
+    return Encoded(sequences, tokenizer.measure(document), tokenizer.losses(document, encoded[0]))
+
+
+def _first_of_each(found: Sequence[Found]) -> dict[str, tuple[int, int]]:
+    """Hash -> (file, document in it) of the first with that content."""
+    first: dict[str, tuple[int, int]] = {}
+    for n, one in enumerate(found):
+        for i, value in enumerate(one.fingerprints):
+            first.setdefault(value, (n, i))
+    return first
+
+
+def _sample(tokenizer: Tokenizer[Any], jobs: Sequence[Job], splits: dict[str, str]) -> Iterator[Any]:
+    """Training documents in an order of their own, each in one of its variants, until `SAMPLE_IDS` are reached."""
+    total = 0
+    order = sorted((j for j in jobs if j.wanted), key=lambda job: hashlib.sha256(job.path.name.encode()).digest())
+    for n, job in enumerate(order):
+        for document, split in _documents(tokenizer, job):
+            if split == "train" or job.within:
+                variants = tokenizer.variants(document, job.variants)
+                variant = variants[n % len(variants)]
+                total += len(tokenizer.encode(variant))
+                yield variant
+        if total >= SAMPLE_IDS:
+            return
+
+
+def _ledger_line(
+    name: str,
+    one: Found,
+    documents: Sequence[Encoded],
+    tokenizer: Tokenizer[Any],
+    corpus: Path,
+    files: Sequence[Path],
+    kept: dict[str, tuple[int, int]],
+) -> dict[str, Any]:
+    duplicates = len(one.fingerprints) - len(documents)
+    remarks = [*one.remarks, *(document.refusal for document in documents if document.refusal)]
+    documents = [document for document in documents if not document.refusal]
+    if one.refusal is not None or (remarks and not documents and not duplicates):
+        status, remarks = "refused", [one.refusal or remarks[-1]]
+    elif not documents:
+        status = "duplicate"
+        remarks.append(f"the same music as {file_name(files[kept[one.fingerprints[0]][0]], corpus)}")
+    else:
+        status = "kept"
+        if duplicates:
+            remarks.append(f"{duplicates} of {len(one.fingerprints)} documents are duplicates")
+    counts: Counter[str] = Counter()
+    for document in documents:
+        counts.update(document.measure | document.losses)
+    return {
+        "path": name,
+        "status": status,
+        "reason": "; ".join(remarks),
+        "documents": len(documents),
+        **dict.fromkeys((*tokenizer.units, *tokenizer.loss_kinds), 0),
+        **{
+            key: round(value, 3) if isinstance(value, float) and value % 1 else int(value)
+            for key, value in counts.items()
+        },
+    }
+
+
+def _nothing_usable(corpus: Path, files: Sequence[Path], found: Sequence[Found]) -> str:
+    refused = [(path, one.refusal) for path, one in zip(files, found, strict=True) if one.refusal]
+    return f"none of the {len(files)} files in {corpus} can be used; the first: {refused[0][1]}"
+
+
+def _summary(ledger: Path, manifest: dict[str, Any]) -> Iterator[str]:
+    """What a user should know of the result, in a few lines."""
+    statuses: Counter[str] = Counter()
+    losses: Counter[str] = Counter()
+    with open(ledger, encoding="utf-8") as lines:
+        for text in lines:
+            line = json.loads(text)
+            statuses[line["status"]] += 1
+            losses.update(
+                {key: value for key, value in line.items() if key.endswith(("_lost", "_clipped", "_replaced"))}
+            )
+    yield f"{sum(statuses.values()):,} files: " + ", ".join(f"{n:,} {status}" for status, n in statuses.most_common())
+    for split, total in manifest["splits"].items():
+        variants = f", {total['ids']:,} with transpositions" if total["ids"] > total["ids_of_originals"] else ""
+        yield f"{split}: {total['documents']:,} documents, {total['ids_of_originals']:,} ids{variants}"
+    lost = ", ".join(f"{count:,} {kind.replace('_', ' ')}" for kind, count in losses.items() if count)
+    yield f"did not fit the vocabulary: {lost or 'nothing'}; every file is in {ledger}"

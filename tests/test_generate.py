@@ -1,0 +1,76 @@
+"""Ids from ids: what the cache and the sliding window give is what plain recomputation gives."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from musicgpt.generate import generate
+from musicgpt.model import GPT, GPTConfig
+from musicgpt.sampling import SamplingConfig, sample, uniform
+
+CONFIG = GPTConfig(vocab_size=97, n_positions=32, n_embd=32, n_layer=2, n_head=2)
+
+
+@pytest.fixture(scope="module")
+def gpt() -> GPT:
+    torch.manual_seed(2)
+    model = GPT(CONFIG)
+    with torch.no_grad():  # as they begin, the weights predict almost nothing
+        for weight in model.parameters():
+            weight.mul_(4)
+    return model.eval()
+
+
+def plainly(model: GPT, prompt: list[int], n: int, seed: int) -> list[int]:
+    """The same without a cache: a window that is halved whenever it is full."""
+    ids, start = list(prompt), 0
+    with torch.inference_mode():
+        for _ in range(n):
+            if len(ids) - start > CONFIG.n_positions:
+                start = len(ids) - CONFIG.n_positions // 2
+            logits = model(torch.tensor([ids[start:]]))[:, -1]
+            number = torch.from_numpy(uniform(seed, 1, len(ids)))
+            ids.append(int(sample(logits, SamplingConfig(), number)))
+    return ids[len(prompt) :]
+
+
+@pytest.mark.parametrize("length", [1, 5, 31, 32])
+def test_far_beyond_the_context_the_ids_are_those_of_plain_recomputation(gpt: GPT, length: int) -> None:
+    prompt = torch.randint(0, 97, (length,)).tolist()
+    steps = list(generate(gpt, prompt, SamplingConfig(), max_new_tokens=150, seed=9))
+    assert [step[0] for step in steps] == plainly(gpt, prompt, 150, seed=9)
+
+
+def test_a_row_does_not_depend_on_how_many_there_are(gpt: GPT) -> None:
+    def rows(n: int) -> list[list[int | None]]:
+        steps = list(generate(gpt, [1, 2, 3], SamplingConfig(), max_new_tokens=60, seed=4, num_samples=n))
+        return [list(row) for row in zip(*steps, strict=True)]
+
+    four = rows(4)
+    assert rows(2) == four[:2]
+    assert four[0] != four[1]
+
+
+def test_a_sample_ends_behind_its_end_and_the_others_go_on(gpt: GPT) -> None:
+    steps = list(
+        generate(gpt, [1], SamplingConfig(temperature=3), max_new_tokens=400, seed=1, num_samples=3, eos_id=7)
+    )
+    rows = list(zip(*steps, strict=True))
+    ends = [row.index(7) for row in rows if 7 in row]
+    assert len(ends) >= 2
+    for row in rows:
+        if 7 in row:
+            assert set(row[row.index(7) + 1 :]) <= {None}
+    assert len(steps) == (max(ends) + 1 if len(ends) == 3 else 400)
+
+
+def test_ids_that_the_tokenizer_lacks_are_never_chosen(gpt: GPT) -> None:
+    steps = list(generate(gpt, [1], SamplingConfig(top_k=None, temperature=5), max_new_tokens=300, seed=0, n_ids=11))
+    assert {step[0] for step in steps} <= set(range(11))
+
+
+@pytest.mark.parametrize("prompt", [[], [1] * 33])
+def test_a_prompt_of_no_ids_or_too_many_is_refused(gpt: GPT, prompt: list[int]) -> None:
+    with pytest.raises(ValueError, match=f"a prompt of {len(prompt)} ids; expected 1 to 32"):
+        next(generate(gpt, prompt, SamplingConfig(), max_new_tokens=1, seed=0))
