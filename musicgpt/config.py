@@ -63,7 +63,7 @@ class TrainConfig:
     preset: str | None = option(None, "size of the model; chosen from the size of the corpus when not given")
     n_positions: int = option(1024, "context: how many ids the model sees at once")
     steps: int | None = option(None, "optimizer steps; enough to see each piece ten times when not given")
-    batch_size: int = option(16, "sequences in a step (GPT-2: 512)")
+    batch_size: int = option(8, "sequences in a step (GPT-2: 512)")
     micro_batch: int | None = option(None, "sequences at once in memory; gradients add up to the batch")
     learning_rate: float | None = option(None, "peak; 1e-3 up to 512 wide, falling in proportion to the width beyond")
     weight_decay: float = option(0.1, "on matrices and embeddings")

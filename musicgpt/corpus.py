@@ -19,7 +19,7 @@ HELD_OUT = 0.05
 """Share of documents in each of val and test."""
 
 CORPORA = {
-    "folk": "4,248 Irish, American and Scottish tunes: Ryan's Mammoth, O'Neill's, Aird's (music21's ABC)",
+    "folk": "4,246 Irish, American and Scottish tunes: Ryan's Mammoth, O'Neill's, Aird's (music21's ABC)",
     "chorales": "four-part chorales by J. S. Bach (music21's MusicXML)",
 }
 

@@ -11,6 +11,7 @@ import hashlib
 import re
 import subprocess
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -101,36 +102,45 @@ def read_abc(text: str, name: str, remarks: list[str] | None = None) -> list[Sco
     if not tunes:
         raise InputError(f"{name} holds no ABC tune: expected a header that begins with X:")
     shared = "".join(line + "\n" for line in head.splitlines() if re.match(r"[A-Za-z]:|%%", line))
-    with tempfile.TemporaryDirectory(prefix="musicgpt-abc-") as folder:
-        book = Path(folder) / "tune.abc"
-        book.write_text(  # numbered anew: two tunes of the same number would overwrite each other
-            "".join(f"X:{i}\n{shared}{tune.strip()}\n\n" for i, tune in enumerate(tunes, 1)), encoding="utf-8"
-        )
-        binary = next((Path(symusic.__file__).parent / "bin").glob("abc2midi*"))
-        try:
-            subprocess.run(
-                [str(binary), book.name],
-                cwd=folder,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,  # it prints a line for every doubt
-                stderr=subprocess.DEVNULL,
-                timeout=ABC_SECONDS,
-                check=False,  # judged by the files it leaves
-            )
-        except subprocess.TimeoutExpired as error:
-            raise InputError(f"{name}: abc2midi did not finish within {ABC_SECONDS} s") from error
-        scores = []
-        for i in range(1, len(tunes) + 1):
-            written = Path(folder) / f"tune{i}.mid"
-            try:
-                scores.append(read_midi(written.read_bytes(), name))
-            except (OSError, InputError):
-                continue
+    scores: list[ScoreTick] = []
+    start = 0
+    while start < len(tunes):
+        with tempfile.TemporaryDirectory(prefix="musicgpt-abc-") as folder:
+            finished = _abc2midi(Path(folder), [shared + tune.strip() for tune in tunes[start:]], name)
+            written = {int(path.stem[4:]): path for path in Path(folder).glob("tune*.mid")}
+            for _, path in sorted(written.items()):
+                with suppress(InputError):
+                    scores.append(read_midi(path.read_bytes(), name))
+        if finished:
+            break
+        start += max(written, default=1)  # it died in the tune behind, which is tried as the first, then left out
     if not scores:
         raise InputError(f"{name}: none of its {len(tunes)} ABC tunes can be converted")
     if remarks is not None and len(scores) < len(tunes):
         remarks.append(f"{len(tunes) - len(scores)} of {len(tunes)} tunes cannot be converted")
     return scores
+
+
+def _abc2midi(folder: Path, tunes: list[str], name: str) -> bool:
+    """Write tune1.mid, tune2.mid … for ABC tunes without numbers; False if the converter died on the way."""
+    book = folder / "tune.abc"
+    # numbered anew: two tunes of the same number would overwrite each other
+    book.write_text("".join(f"X:{i}\n{tune}\n\n" for i, tune in enumerate(tunes, 1)), encoding="utf-8")
+    binary = next((Path(symusic.__file__).parent / "bin").glob("abc2midi*"))
+    quiet = subprocess.DEVNULL  # it prints a line for every doubt
+    try:
+        done = subprocess.run(
+            [str(binary), book.name],
+            cwd=folder,
+            stdin=quiet,
+            stdout=quiet,
+            stderr=quiet,
+            timeout=ABC_SECONDS,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise InputError(f"{name}: abc2midi did not finish within {ABC_SECONDS} s") from error
+    return done.returncode in (0, 1)  # a crash is negative on Unix, large on Windows
 
 
 def read_musicxml(path: Path) -> ScoreTick:
@@ -182,7 +192,7 @@ def transposed(score: ScoreTick, semitones: int) -> ScoreTick | None:
     pitches = [track.notes.numpy()["pitch"] for track in score.tracks if not track.is_drum and len(track.notes)]
     if not pitches:
         return None
-    low, high = min(p.min() for p in pitches), max(p.max() for p in pitches)
+    low, high = min(int(p.min()) for p in pitches), max(int(p.max()) for p in pitches)  # int8 would overflow
     if low + semitones < 0 or high + semitones > 127:
         return None
     copy = score.copy()
@@ -218,5 +228,5 @@ def fingerprint(score: ScoreTick) -> str:
         *((t.time * per_quarter, "metre", t.numerator, t.denominator) for t in score.time_signatures),
         *((t.time * per_quarter, "tempo", round(t.mspq), 0) for t in score.tempos),
     ]
-    text = repr([(round(time), *rest) for time, *rest in times])
+    text = repr(sorted((round(time), *rest) for time, *rest in times))
     return hashlib.sha256(table.tobytes() + text.encode()).hexdigest()

@@ -8,14 +8,11 @@ from pathlib import Path
 
 import pytest
 import symusic
-import torch
 
 from musicgpt.cli import main
 from musicgpt.midi import read_abc, write_midi
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
-
-torch.set_num_threads(2)
 
 
 @pytest.fixture(scope="session")

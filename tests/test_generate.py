@@ -53,9 +53,7 @@ def test_a_row_does_not_depend_on_how_many_there_are(gpt: GPT) -> None:
 
 
 def test_a_sample_ends_behind_its_end_and_the_others_go_on(gpt: GPT) -> None:
-    steps = list(
-        generate(gpt, [1], SamplingConfig(temperature=3), max_new_tokens=400, seed=1, num_samples=3, eos_id=7)
-    )
+    steps = list(generate(gpt, [1], SamplingConfig(temperature=3), max_new_tokens=400, seed=1, num_samples=3, eos_id=7))
     rows = list(zip(*steps, strict=True))
     ends = [row.index(7) for row in rows if 7 in row]
     assert len(ends) >= 2

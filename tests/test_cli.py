@@ -1,0 +1,191 @@
+"""The command line: every mistake is one line and exit status 1, and leaves nothing half-written."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import symusic
+
+from musicgpt.cli import main
+
+
+def fails(command: str, capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line that a command which must fail says."""
+    with pytest.raises(SystemExit) as caught:
+        main(command.split())
+    assert caught.value.code == 1
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("musicgpt: error: ")]
+    assert len(said) == 1
+    return said[0].removeprefix("musicgpt: error: ")
+
+
+def test_generate_writes_a_continuation(
+    run: Path, folk: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out.mid"
+    main(f"generate {run} --prompt {folk / '001.mid'} --prompt-tokens 50 --max-new-tokens 60 -o {out}".split())
+    assert capsys.readouterr().out == f"{out}\n"
+    assert symusic.Score(out).note_num() > 0
+
+
+def test_the_same_command_writes_the_same_bytes_and_another_seed_does_not(run: Path, tmp_path: Path) -> None:
+    data = []
+    for i, seed in enumerate((7, 7, 8)):
+        main(f"generate {run} --seed {seed} --max-new-tokens 100 -o {tmp_path / f'{i}.mid'}".split())
+        data.append((tmp_path / f"{i}.mid").read_bytes())
+    assert data[0] == data[1] != data[2]
+
+
+def test_several_samples_are_several_files(run: Path, tmp_path: Path) -> None:
+    main(
+        f"generate {run} --num-samples 3 --max-new-tokens 30 --no-top-k --top-p 0.9 --min-p 0.01 "
+        f"-o {tmp_path / 'a.mid'}".split()
+    )
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a-1.mid", "a-2.mid", "a-3.mid"]
+
+
+def test_without_the_prompt_only_the_new_is_written(run: Path, folk: Path, tmp_path: Path) -> None:
+    ask = f"generate {run} --prompt {folk / '002.mid'} --prompt-tokens 100 --max-new-tokens 20 --temperature 0"
+    main([*ask.split(), "-o", str(tmp_path / "with.mid")])
+    main([*ask.split(), "--no-include-prompt", "-o", str(tmp_path / "without.mid")])
+    assert symusic.Score(tmp_path / "without.mid").note_num() < 12 < symusic.Score(tmp_path / "with.mid").note_num()
+
+
+def test_nothing_is_overwritten_without_force(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out.mid"
+    out.write_bytes(b"mine")
+    ask = f"generate {run} --max-new-tokens 10 -o {out}"
+    assert "is there already; choose another -o, or overwrite it with --force" in fails(ask, capsys)
+    assert out.read_bytes() == b"mine"
+    main([*ask.split(), "--force"])
+    assert out.read_bytes()[:4] == b"MThd"
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--top-k 0", "top_k is 0; expected at least 1"),
+        ("--top-k many", "argument --top-k: invalid int value: 'many'"),
+        ("--temperature -1", "temperature is -1.0; expected 0"),
+        ("--top-p 2", "top_p is 2.0; expected a share"),
+        ("--min-p -1", "min_p is -1.0; expected a share"),
+        ("--max-new-tokens 0", "expected at least 1"),
+        ("--num-samples 0", "num_samples 0"),
+        ("--seed -3", "seed -3"),
+        ("--prompt missing.mid", "cannot read missing.mid: No such file or directory"),
+        ("--prompt EMPTY", "is empty (0 bytes); expected music in .mid"),
+        ("--prompt PAGE", "is not a MIDI file: it begins with"),
+        ("--prompt CUT", "cannot be read"),
+        ("--prompt TEXT", "is no music file by its name"),
+        ("--prompt LONG", "ids long and the model's context holds 127"),
+        ("--prompt TUNE --prompt-tokens 0", "--prompt-tokens 0: expected at least 1"),
+        ("-o FOLDER/no/out.mid", "does not exist; make it, or choose another -o"),
+        ("-o FOLDER/out.wav", "this model writes .mid files"),
+        ("--nonsense", "unrecognized arguments: --nonsense"),
+    ],
+)
+def test_generate_refuses_in_one_line_and_writes_nothing(
+    flags: str,
+    message: str,
+    run: Path,
+    folk: Path,
+    tunes: list[symusic.Score],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    given = tmp_path / "given"
+    given.mkdir()
+    whole = (folk / "000.mid").read_bytes()
+    longest = max(tunes, key=lambda tune: tune.note_num()).dumps_midi()
+    files = {"EMPTY": b"", "PAGE": b"<html></html>", "CUT": whole[:10], "LONG": longest, "TUNE": whole}
+    for name, data in files.items():
+        (given / f"{name}.mid").write_bytes(data)
+        flags = flags.replace(name, str(given / f"{name}.mid"))
+    (given / "a.txt").write_text("hello")
+    flags = flags.replace("TEXT", str(given / "a.txt")).replace("FOLDER", str(tmp_path))
+    out = "" if "-o" in flags else f"-o {tmp_path / 'out.mid'}"
+    assert message in fails(f"generate {run} {flags} {out}", capsys)
+    assert [path.name for path in tmp_path.iterdir()] == ["given"]
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("generate FOLDER/none -o FOLDER/a.mid", "does not exist; expected a checkpoint or a run"),
+        ("generate FOLDER -o FOLDER/a.mid", "is neither; expected a checkpoint"),
+        ("train FOLDER/none --out FOLDER/run", "is neither a file nor a folder, nor a corpus that is known by name"),
+        ("train EMPTY --out FOLDER/run", "holds no files; expected music in it"),
+        ("train TEXTS --out FOLDER/run", "none of the 1 files in"),
+        ("train FOLK --out FOLDER/run --tokenizer octuple", "octuple is refused: it sums several vocabularies"),
+        ("train FOLK --out FOLDER/run --vocab-size 20", "a vocabulary of 20 ids was asked for; remi has"),
+        ("train FOLK --out FOLDER/run --batch-size 0", "--batch-size 0: expected at least 1"),
+        (
+            "train FOLK --out FOLDER/run --batch-size 8 --micro-batch 3",
+            "--micro-batch 3 does not divide --batch-size 8",
+        ),
+        ("train FOLK --out FOLDER/run --dropout 1", "--dropout 1.0: expected a probability below 1"),
+        ("train FOLK --out FOLDER/run --dtype float16", "invalid choice: 'float16'"),
+        ("train FOLK --out FOLDER/run --init-from FOLDER/none", "does not exist; expected a checkpoint or a run"),
+        ("train FOLK", "the following arguments are required: --out"),
+        ("prepare FOLK --out FOLDER/s --transpositions 0", "--transpositions 0: expected 1"),
+        ("prepare FOLK --out EMPTY/../texts", "is there and holds no shards"),
+        ("dance", "invalid choice: 'dance'"),
+    ],
+)
+def test_other_mistakes_are_one_line_too(
+    command: str, message: str, folk: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "a.txt").write_text("hello")
+    for name, path in (
+        ("EMPTY", tmp_path / "empty"),
+        ("TEXTS", tmp_path / "texts"),
+        ("FOLK", folk),
+        ("FOLDER", tmp_path),
+    ):
+        command = command.replace(name, str(path))
+    assert message in fails(command, capsys)
+    left = {path.name for path in tmp_path.rglob("*")} - {"empty", "texts", "a.txt"}
+    assert not [name for name in left if name.endswith((".tmp", ".old", ".mid", ".safetensors"))]
+
+
+def test_help_is_instant_and_imports_no_torch() -> None:
+    for verb in ([], ["train"], ["generate"], ["prepare"]):
+        code = (
+            "import sys; from musicgpt.cli import main\n"
+            "try: main(sys.argv[1:])\n"
+            "finally: assert 'torch' not in sys.modules"
+        )
+        began = time.perf_counter()
+        subprocess.run([sys.executable, "-c", code, *verb, "--help"], check=True, stdout=subprocess.PIPE)
+        assert time.perf_counter() - began < 1.5  # 0.1 s on a quiet machine
+
+
+def test_every_flag_is_explained(capsys: pytest.CaptureFixture[str]) -> None:
+    for verb in ("train", "prepare", "generate"):
+        with pytest.raises(SystemExit):
+            main([verb, "--help"])
+        text = capsys.readouterr().out
+        assert "--seed" in text or verb == "prepare"
+        assert "None" not in text
+
+
+def test_prepare_and_train_on_its_shards(folk: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(f"prepare {folk} --out {tmp_path / 'shards'} --tokenizer tsd --vocab-size 1200 --transpositions 2".split())
+    main(
+        f"train {tmp_path / 'shards'} --out {tmp_path / 'run'} --preset music-tiny --n-positions 32 --batch-size 2 "
+        f"--steps 2".split()
+    )
+    assert capsys.readouterr().out.splitlines() == [str(tmp_path / "shards"), str(tmp_path / "run" / "best")]
+    assert not (tmp_path / "run" / "shards").exists()
+    main(f"generate {tmp_path / 'run'} --max-new-tokens 30 -o {tmp_path / 'a.mid'}".split())
+
+
+def test_python_m_and_a_closed_pipe(folk: Path, tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, "-m", "musicgpt", "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("musicgpt 0.")

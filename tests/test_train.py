@@ -1,0 +1,251 @@
+"""Runs: what they leave, how they go on, and that they learn."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import symusic
+import torch
+from safetensors.torch import load_file
+
+from musicgpt import train as train_module
+from musicgpt.checkpoint import load_model, save_model
+from musicgpt.cli import main
+from musicgpt.config import PrepareConfig, TrainConfig
+from musicgpt.errors import MusicGPTError, ShardsError, UsageError
+from musicgpt.model import GPT
+from musicgpt.prepare import prepare
+from musicgpt.train import train
+
+SMALL = "--preset music-tiny --n-positions 64 --batch-size 2 --checkpoint-every 2 --warmup 0.2"
+
+
+def quiet(text: str) -> None:
+    pass
+
+
+@pytest.fixture(scope="module")
+def shards(folk: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("prepared") / "shards"
+    prepare(folk, out, PrepareConfig(transpositions=3), report=quiet)
+    return out
+
+
+def rows(run: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def losses(run: Path) -> list[float]:
+    return [row["loss"] for row in rows(run)]
+
+
+def test_a_run_holds_all_it_should(run: Path) -> None:
+    assert [row["step"] for row in rows(run)] == list(range(1, 9))
+    assert all({"loss", "learning_rate", "grad_norm", "tokens_per_second"} <= set(row) for row in rows(run))
+    assert [row["step"] for row in rows(run) if "val_loss" in row] == [4, 8]
+    assert losses(run)[-1] < losses(run)[0] - 1
+    settings = json.loads((run / "run.json").read_text())
+    assert settings["train"]["steps"] == 8
+    assert settings["train"]["dtype"] in ("float32", "bfloat16")
+    assert set(json.loads((run / "baselines.json").read_text())) == {"unigram", "bigram"}
+    assert symusic.Score(run / "samples" / "step_000008.mid") is not None
+    assert load_model(run / "last").config == load_model(run / "best").config
+    assert not (run / "best" / "optimizer.safetensors").exists()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_resumed_equals_never_stopped_bit_for_bit(dtype: str, shards: Path, tmp_path: Path) -> None:
+    for name, stops in (("whole", [7]), ("parts", [2, 3, 7])):
+        for i, steps in enumerate(stops):
+            resume = ["--resume"] if i else []
+            # the schedule is that of seven steps from the start; the earlier stops are signals
+            command = f"train {shards} --out {tmp_path / name} {SMALL} --steps 7 --dtype {dtype}".split()
+            stop_after(steps, command + resume) if steps < 7 else main(command + resume)
+    assert losses(tmp_path / "whole") == losses(tmp_path / "parts")
+    for part in ("model", "optimizer"):
+        whole, parts = (load_file(tmp_path / name / "last" / f"{part}.safetensors") for name in ("whole", "parts"))
+        assert set(whole) == set(parts)
+        assert all(torch.equal(whole[key], parts[key]) for key in whole)
+
+
+def stop_after(steps: int, command: list[str]) -> None:
+    """Run a training in a process of its own and interrupt it, as Ctrl-C does, once it has made `steps` steps."""
+    run = Path(command[command.index("--out") + 1])
+    metrics = run / "metrics.jsonl"
+    child = subprocess.Popen(
+        [sys.executable, "-m", "musicgpt", *command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "2"},
+    )
+    while child.poll() is None and not (metrics.is_file() and metrics.read_text().count("\n") >= steps):
+        time.sleep(0.002)
+    child.send_signal(signal.SIGINT)
+    _, said = child.communicate(timeout=120)
+    assert child.returncode == 0, said
+
+
+def test_an_interrupted_run_says_how_to_go_on(shards: Path, tmp_path: Path) -> None:
+    command = f"train {shards} --out {tmp_path / 'run'} {SMALL} --steps 5000 --checkpoint-every 5000".split()
+    child = subprocess.Popen([sys.executable, "-m", "musicgpt", *command], stderr=subprocess.PIPE, text=True)
+    while not ((tmp_path / "run" / "metrics.jsonl").is_file() and losses(tmp_path / "run")):
+        time.sleep(0.01)
+        assert child.poll() is None
+    child.send_signal(signal.SIGTERM)
+    _, said = child.communicate(timeout=120)
+    assert child.returncode == 0
+    assert re.search(r"stopped behind step [\d,]+, all saved; go on with the same command and --resume", said)
+    assert load_model(tmp_path / "run")
+
+
+def test_killed_outright_it_goes_on_from_the_last_checkpoint(shards: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    command = f"train {shards} --out {run} {SMALL} --steps 40".split()
+    child = subprocess.Popen([sys.executable, "-m", "musicgpt", *command], stderr=subprocess.DEVNULL)
+    while not ((run / "metrics.jsonl").is_file() and len(losses(run)) >= 5):
+        time.sleep(0.002)
+    child.kill()
+    child.wait()
+    main([*command[:-1], "12", "--resume"])
+    assert [row["step"] for row in rows(run)] == list(range(1, 13))
+
+
+def test_micro_batches_change_nothing_but_memory(shards: Path, tmp_path: Path) -> None:
+    for micro in (4, 1):
+        main(
+            f"train {shards} --out {tmp_path / str(micro)} --preset music-tiny --n-positions 64 --batch-size 4 "
+            f"--micro-batch {micro} --steps 4 --dropout 0 --dtype float32".split()
+        )
+    np.testing.assert_allclose(losses(tmp_path / "4"), losses(tmp_path / "1"), rtol=2e-5)
+
+
+def test_one_step_of_gpt2s_own_batch(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """512 sequences of 1,024 ids, on a model small enough for two cores."""
+    monkeypatch.setitem(train_module.PRESETS, "one-layer", {"n_layer": 1, "n_head": 1, "n_embd": 32})  # type: ignore[attr-defined]
+    main(f"train {shards} --out {tmp_path / 'run'} --preset one-layer --batch-size 512 --steps 1".split())
+    (row,) = rows(tmp_path / "run")
+    assert row["epoch"] > 10
+    settings = json.loads((tmp_path / "run" / "run.json").read_text())["train"]
+    assert settings["batch_size"] * settings["n_positions"] == 524_288
+
+
+def test_a_model_that_sees_one_tune_learns_it(folk: Path, tmp_path: Path) -> None:
+    (tmp_path / "corpus").mkdir()
+    shutil.copy(folk / "000.mid", tmp_path / "corpus")
+    main(
+        f"train {tmp_path / 'corpus'} --out {tmp_path / 'run'} --preset music-tiny --n-positions 128 --batch-size 4 "
+        f"--transpositions 1 --steps 60 --dropout 0 --checkpoint-every 60".split()
+    )
+    assert losses(tmp_path / "run")[-1] < 0.4
+
+
+def test_the_preset_is_chosen_from_the_corpus_and_said(
+    shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(f"train {shards} --out {tmp_path / 'run'} --n-positions 32 --batch-size 1 --steps 1".split())
+    assert re.search(r"preset music-tiny: the one for [\d,]+ training ids", capsys.readouterr().err)
+
+
+def test_fine_tuning_begins_with_the_weights_and_vocabulary_of_the_checkpoint(
+    run: Path, folk: Path, tmp_path: Path
+) -> None:
+    main(
+        f"train {folk} --out {tmp_path / 'tuned'} --init-from {run} --steps 2 --batch-size 2 "
+        f"--learning-rate 1e-9".split()
+    )
+    before, after = load_model(run).state_dict(), load_model(tmp_path / "tuned").state_dict()
+    assert all(torch.allclose(before[name], after[name], atol=1e-6) for name in before)
+    tokenizer = "tokenizer.json"
+    assert (tmp_path / "tuned" / "best" / tokenizer).read_bytes() == (run / "best" / tokenizer).read_bytes()
+
+
+def test_flags_that_do_not_go_together_are_refused(run: Path, folk: Path, shards: Path, tmp_path: Path) -> None:
+    config, prepared = TrainConfig(), PrepareConfig()
+    with pytest.raises(UsageError, match="holds a run: go on with --resume"):
+        train(str(folk), run, config, prepared, report=quiet)
+    with pytest.raises(UsageError, match="--batch-size 3 differs from 4"):
+        train(
+            str(folk),
+            run,
+            TrainConfig(batch_size=3),
+            prepared,
+            given=frozenset(["batch_size"]),
+            resume=True,
+            report=quiet,
+        )
+    with pytest.raises(UsageError, match="does not exist; there is nothing to resume"):
+        train(str(folk), tmp_path / "no", config, prepared, resume=True, report=quiet)
+    with pytest.raises(UsageError, match="--preset does not go with --init-from"):
+        train(
+            str(folk),
+            tmp_path / "no",
+            TrainConfig(preset="gpt2"),
+            prepared,
+            given=frozenset(["preset"]),
+            init_from=str(run),
+        )
+    with pytest.raises(UsageError, match="--preset huge is unknown; expected one of music-tiny"):
+        train(str(shards), tmp_path / "no", TrainConfig(preset="huge"), prepared, report=quiet)
+    other = PrepareConfig(tokenizer="tsd", transpositions=1)
+    prepare(folk, tmp_path / "tsd", other, report=quiet)
+    with pytest.raises(ShardsError, match="was prepared with another tokenizer"):
+        train(str(tmp_path / "tsd"), tmp_path / "no", config, prepared, init_from=str(run), report=quiet)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(run: Path, folk: Path, tmp_path: Path) -> None:
+    spoiled = load_model(run)
+    with torch.no_grad():
+        spoiled.wte.weight[7] = float("nan")
+    broken = tmp_path / "broken"
+    shutil.copytree(run / "best", broken)
+    save_model(broken, GPT(spoiled.config).requires_grad_(False))
+    model = load_model(broken)
+    model.load_state_dict(spoiled.state_dict())
+    save_model(broken, model)
+    with pytest.raises(
+        MusicGPTError,
+        match=r"the loss of step 1 is not finite .*training documents \[\d.*no checkpoint was written yet",
+    ):
+        train(
+            str(folk),
+            tmp_path / "run",
+            TrainConfig(steps=2, batch_size=8),
+            PrepareConfig(),
+            init_from=str(broken),
+            report=quiet,
+        )
+
+
+def test_a_full_disk_keeps_the_last_good_checkpoint_and_says_so(shards: Path, tmp_path: Path) -> None:
+    """A limit on the size of files, in the training's own process: too small for the optimizer's state."""
+    run = tmp_path / "run"
+    command = f"train {shards} --out {run} {SMALL}".split()
+    main([*command, "--steps", "2"])
+    code = (
+        "import resource, signal, sys\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000_000, 20_000_000))\n"
+        "from musicgpt.cli import main; main(sys.argv[1:])\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *command, "--steps", "6", "--resume"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert re.search(r"^musicgpt: error: cannot write .*last", done.stderr, re.MULTILINE)
+    assert "Traceback" not in done.stderr
+    assert json.loads((run / "last" / "training_state.json").read_text())["step"] == 2
+    assert load_model(run / "last")
+    assert sorted(path.name for path in run.iterdir() if "tmp" in path.name) == []
+    main([*command, "--steps", "4", "--resume"])
+    assert [row["step"] for row in rows(run)] == [1, 2, 3, 4]
