@@ -32,6 +32,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except MusicGPTError as error:
         print(f"musicgpt: error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(1)
+    except KeyboardInterrupt:
+        print("musicgpt: interrupted", file=sys.stderr)
+        sys.exit(130)
     except BrokenPipeError:  # the reader of our output has gone
         sys.exit(1)
 
@@ -201,7 +204,10 @@ def _track(items: Iterable[A], total: int, title: str) -> Iterable[A]:
     from rich.console import Console
     from rich.progress import track
 
-    return track(items, description=title, total=total, console=Console(stderr=True), transient=True)
+    console = Console(stderr=True)
+    return track(
+        items, description=title, total=total, console=console, transient=True, disable=not console.is_terminal
+    )
 
 
 class Meter:

@@ -90,10 +90,13 @@ class LanguageModel:
         seed: int = 0,
     ) -> Iterator[list[int | None]]:
         """New ids as they are chosen, one for each sample a step; None for a sample that has ended."""
-        if num_samples < 1 or max_new_tokens < 1 or seed < 0:
-            raise UsageError(
-                f"num_samples {num_samples}, max_new_tokens {max_new_tokens}, seed {seed}: expected at least 1, 1 and 0"
-            )
+        for name, value, least in (
+            ("num_samples", num_samples, 1),
+            ("max_new_tokens", max_new_tokens, 1),
+            ("seed", seed, 0),
+        ):
+            if value < least:
+                raise UsageError(f"{name} {value}: expected at least {least}")
         ids = [self.tokenizer.bos_id, *prompt_ids]
         n_positions = self.model.config.n_positions
         if len(ids) > n_positions:

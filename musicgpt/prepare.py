@@ -113,7 +113,7 @@ def prepare(
         splits = assign_splits(list(kept))
         within = len(kept) < 3
         if within:
-            report(f"{len(kept)} documents are too few to hold one out: the last tenth of each is for validation")
+            report(f"too few documents ({len(kept)}) to hold one out: the last tenth of each is for validation")
         jobs = [
             Job(
                 path,
@@ -322,9 +322,9 @@ def _summary(ledger: Path, manifest: dict[str, Any]) -> Iterator[str]:
             losses.update(
                 {key: value for key, value in line.items() if key.endswith(("_lost", "_clipped", "_replaced"))}
             )
-    yield f"{sum(statuses.values()):,} files: " + ", ".join(f"{n:,} {status}" for status, n in statuses.most_common())
+    yield f"files {sum(statuses.values()):,}: " + ", ".join(f"{n:,} {status}" for status, n in statuses.most_common())
     for split, total in manifest["splits"].items():
-        variants = f", {total['ids']:,} with transpositions" if total["ids"] > total["ids_of_originals"] else ""
-        yield f"{split}: {total['documents']:,} documents, {total['ids_of_originals']:,} ids{variants}"
+        variants = f", with transpositions {total['ids']:,}" if total["ids"] > total["ids_of_originals"] else ""
+        yield f"{split}: documents {total['documents']:,}, ids {total['ids_of_originals']:,}{variants}"
     lost = ", ".join(f"{count:,} {kind.replace('_', ' ')}" for kind, count in losses.items() if count)
     yield f"did not fit the vocabulary: {lost or 'nothing'}; every file is in {ledger}"

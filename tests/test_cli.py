@@ -73,7 +73,7 @@ def test_nothing_is_overwritten_without_force(run: Path, tmp_path: Path, capsys:
         ("--temperature -1", "temperature is -1.0; expected 0"),
         ("--top-p 2", "top_p is 2.0; expected a share"),
         ("--min-p -1", "min_p is -1.0; expected a share"),
-        ("--max-new-tokens 0", "expected at least 1"),
+        ("--max-new-tokens 0", "max_new_tokens 0: expected at least 1"),
         ("--num-samples 0", "num_samples 0"),
         ("--seed -3", "seed -3"),
         ("--prompt missing.mid", "cannot read missing.mid: No such file or directory"),

@@ -32,7 +32,8 @@ def test_a_piece_continues_its_prompt(model: musicgpt.LanguageModel, folk: Path,
 def test_a_path_and_its_ids_are_the_same_prompt(
     model: musicgpt.LanguageModel, tunes: list[symusic.Score], tmp_path: Path
 ) -> None:
-    short = min(tunes, key=lambda tune: tune.note_num())
+    short = tunes[0].copy()
+    short.tracks[0].notes = short.tracks[0].notes[:12]
     path = tmp_path / "short.mid"
     path.write_bytes(short.dumps_midi())
     ids = model.tokenizer.encode(short)
