@@ -13,7 +13,7 @@ import multiprocessing
 import os
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
@@ -106,55 +106,79 @@ def prepare(
         beside = stack.enter_context(directory_in_place(out))
         executor = stack.enter_context(_executor(len(files), config.workers))
         tokenizer.save(basic)
-        found = list(progress(_map(executor, partial(_scan, basic), files), len(files), "reading"))
-        kept = _first_of_each(found)
-        if not kept:
+        scanned = _map(executor, partial(_scan, basic, _identity(tokenizer)), files)
+        found = list(progress(scanned, len(files), "reading"))
+        first = _first_of_each(found)
+        if not first:
             raise InputError(_nothing_usable(corpus, files, found))
-        splits = assign_splits(list(kept))
-        within = len(kept) < 3
+        splits = assign_splits(list(first))
+        within = len(first) < 3
         if within:
-            report(f"too few documents ({len(kept)}) to hold one out: the last tenth of each is for validation")
-        jobs = [
-            Job(
-                path,
-                [(i, splits[f]) for i, f in enumerate(one.fingerprints) if kept[f] == (n, i)],
-                within,
-                config.transpositions,
-            )
-            for n, (path, one) in enumerate(zip(files, found, strict=True))
-        ]
+            report(f"too few documents ({len(first)}) to hold one out: the last tenth of each is for validation")
+        jobs = []
+        for n, (path, one) in enumerate(zip(files, found, strict=True)):
+            wanted = [(i, splits[value]) for i, value in enumerate(one.fingerprints) if first[value] == (n, i)]
+            jobs.append(Job(path, wanted, within, config.transpositions))
         if learns and config.vocab_size is not None:
             report(f"learning a vocabulary of {config.vocab_size:,} ids")
-            tokenizer.learn(_sample(tokenizer, jobs, splits), config.vocab_size)
+            tokenizer.learn(_sample(tokenizer, jobs), config.vocab_size)
         tokenizer.save(beside)
-        encoded = progress(_map(executor, partial(_encode, beside), jobs), len(files), "encoding")
-        totals = {split: Counter[str]() for split in SPLITS}
-        with ExitStack() as writers, open(beside / "ledger.jsonl", "w", encoding="utf-8") as ledger:
-            shard = {s: writers.enter_context(ShardWriter(beside, s, tokenizer.vocab_size)) for s in SPLITS}
-            for path, one, documents in zip(files, found, encoded, strict=True):
-                line = _ledger_line(file_name(path, corpus), one, documents, tokenizer, corpus, files, kept)
-                ledger.write(json.dumps(line, ensure_ascii=False) + "\n")
-                for document in documents:
-                    for split, sequences in document.sequences.items():
-                        shard[split].add(sequences)
-                        share = TRAIN_SHARE if split == "train" else 1 - TRAIN_SHARE
-                        totals[split].update({u: v * (share if within else 1) for u, v in document.measure.items()})
-                        totals[split].update(documents=1, sequences=len(sequences), ids=sum(map(len, sequences)))
-                        totals[split].update(ids_of_originals=len(sequences[0]))
-        zero = dict.fromkeys(("documents", "sequences", "ids", "ids_of_originals", *tokenizer.units), 0)
+        encoded = _map(executor, partial(_encode, beside, _identity(tokenizer)), jobs)
+        names = [file_name(path, corpus) for path in files]
+        originals = {value: names[n] for value, (n, _) in first.items()}
+        totals = _write(
+            beside, tokenizer, zip(names, found, progress(encoded, len(files), "encoding"), strict=True), originals
+        )
         manifest = {
             "format": FORMAT,
             "vocab_size": tokenizer.vocab_size,
             "bos_id": tokenizer.bos_id,
             "eos_id": tokenizer.eos_id,
             "split_within_documents": within,
-            "splits": {split: zero | total for split, total in totals.items()},
+            "splits": totals,
             "source": source,
         }
         write_json(beside / MANIFEST, manifest)
     for text in _summary(out / "ledger.jsonl", manifest):
         report(text)
     return Shards(out)
+
+
+def _write(
+    directory: Path,
+    tokenizer: Tokenizer[Any],
+    results: Iterable[tuple[str, Found, list[Encoded]]],
+    originals: dict[str, str],
+) -> dict[str, dict[str, float]]:
+    """Ledger and ids, file by file; gives what each split holds."""
+    totals = {
+        split: Counter(dict.fromkeys(("documents", "sequences", "ids", "ids_of_originals", *tokenizer.units), 0.0))
+        for split in SPLITS
+    }
+    with ExitStack() as stack:
+        ledger = stack.enter_context(open(directory / "ledger.jsonl", "w", encoding="utf-8"))
+        writers = {s: stack.enter_context(ShardWriter(directory, s, tokenizer.vocab_size)) for s in SPLITS}
+        for name, found, documents in results:
+            ledger.write(
+                json.dumps(_ledger_line(name, found, documents, tokenizer, originals), ensure_ascii=False) + "\n"
+            )
+            for document in documents:
+                for split, sequences in document.sequences.items():
+                    writers[split].add(sequences)
+                    whole = sum(len(variants[0]) for variants in document.sequences.values())
+                    share = len(sequences[0]) / whole  # below 1 where the document is split inside
+                    totals[split].update({unit: amount * share for unit, amount in document.measure.items()})
+                    totals[split].update(
+                        documents=1,
+                        sequences=len(sequences),
+                        ids=sum(map(len, sequences)),
+                        ids_of_originals=len(sequences[0]),
+                    )
+    return {split: {key: _tidy(value) for key, value in total.items()} for split, total in totals.items()}
+
+
+def _tidy(value: float) -> float:
+    return int(value) if value == int(value) else round(value, 3)
 
 
 def make_tokenizer(config: PrepareConfig) -> tuple[Tokenizer[Any], bool]:
@@ -195,14 +219,14 @@ def _map(executor: Executor | None, function: Callable[[list[A]], list[B]], item
     return chain.from_iterable(results)
 
 
-@lru_cache(maxsize=4)
-def _tokenizer_in(directory: Path) -> Tokenizer[Any]:
-    """A worker meets the same tokenizer in every task."""
+@lru_cache(maxsize=2)
+def _tokenizer_in(directory: Path, identity: str) -> Tokenizer[Any]:
+    """A worker meets the same tokenizer in every task; the identity tells apart two that had one place in turn."""
     return load_tokenizer(directory)
 
 
-def _scan(tokenizer_directory: Path, files: list[Path]) -> list[Found]:
-    tokenizer = _tokenizer_in(tokenizer_directory)
+def _scan(directory: Path, identity: str, files: list[Path]) -> list[Found]:
+    tokenizer = _tokenizer_in(directory, identity)
     found = []
     for path in files:
         try:
@@ -214,8 +238,8 @@ def _scan(tokenizer_directory: Path, files: list[Path]) -> list[Found]:
     return found
 
 
-def _encode(tokenizer_directory: Path, jobs: list[Job]) -> list[list[Encoded]]:
-    tokenizer = _tokenizer_in(tokenizer_directory)
+def _encode(directory: Path, identity: str, jobs: list[Job]) -> list[list[Encoded]]:
+    tokenizer = _tokenizer_in(directory, identity)
     return [[_encode_document(tokenizer, d, split, job) for d, split in _documents(tokenizer, job)] for job in jobs]
 
 
@@ -254,7 +278,7 @@ def _first_of_each(found: Sequence[Found]) -> dict[str, tuple[int, int]]:
     return first
 
 
-def _sample(tokenizer: Tokenizer[Any], jobs: Sequence[Job], splits: dict[str, str]) -> Iterator[Any]:
+def _sample(tokenizer: Tokenizer[Any], jobs: Sequence[Job]) -> Iterator[Any]:
     """Training documents in an order of their own, each in one of its variants, until `SAMPLE_IDS` are reached."""
     total = 0
     order = sorted((j for j in jobs if j.wanted), key=lambda job: hashlib.sha256(job.path.name.encode()).digest())
@@ -270,40 +294,27 @@ def _sample(tokenizer: Tokenizer[Any], jobs: Sequence[Job], splits: dict[str, st
 
 
 def _ledger_line(
-    name: str,
-    one: Found,
-    documents: Sequence[Encoded],
-    tokenizer: Tokenizer[Any],
-    corpus: Path,
-    files: Sequence[Path],
-    kept: dict[str, tuple[int, int]],
+    name: str, found: Found, documents: list[Encoded], tokenizer: Tokenizer[Any], originals: dict[str, str]
 ) -> dict[str, Any]:
-    duplicates = len(one.fingerprints) - len(documents)
-    remarks = [*one.remarks, *(document.refusal for document in documents if document.refusal)]
-    documents = [document for document in documents if not document.refusal]
-    if one.refusal is not None or (remarks and not documents and not duplicates):
-        status, remarks = "refused", [one.refusal or remarks[-1]]
-    elif not documents:
-        status = "duplicate"
-        remarks.append(f"the same music as {file_name(files[kept[one.fingerprints[0]][0]], corpus)}")
-    else:
+    kept = [document for document in documents if not document.refusal]
+    duplicates = len(found.fingerprints) - len(documents)
+    remarks = [*found.remarks, *(document.refusal for document in documents if document.refusal)]
+    if found.refusal is not None:
+        status, remarks = "refused", [found.refusal]
+    elif kept:
         status = "kept"
         if duplicates:
-            remarks.append(f"{duplicates} of {len(one.fingerprints)} documents are duplicates")
-    counts: Counter[str] = Counter()
-    for document in documents:
+            remarks.append(f"{duplicates} of {len(found.fingerprints)} documents are duplicates")
+    elif documents:
+        status = "refused"
+    else:
+        status = "duplicate"
+        remarks.append(f"the same music as {originals[found.fingerprints[0]]}")
+    counts = Counter(dict.fromkeys((*tokenizer.units, *tokenizer.loss_kinds), 0.0))
+    for document in kept:
         counts.update(document.measure | document.losses)
-    return {
-        "path": name,
-        "status": status,
-        "reason": "; ".join(remarks),
-        "documents": len(documents),
-        **dict.fromkeys((*tokenizer.units, *tokenizer.loss_kinds), 0),
-        **{
-            key: round(value, 3) if isinstance(value, float) and value % 1 else int(value)
-            for key, value in counts.items()
-        },
-    }
+    amounts = {key: _tidy(value) for key, value in counts.items()}
+    return {"path": name, "status": status, "reason": "; ".join(remarks), "documents": len(kept), **amounts}
 
 
 def _nothing_usable(corpus: Path, files: Sequence[Path], found: Sequence[Found]) -> str:

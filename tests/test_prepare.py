@@ -128,6 +128,9 @@ def test_nothing_changed_nothing_done_and_else_done_again(folk: Path, tmp_path: 
     second = stamp(PrepareConfig(transpositions=2))
     assert second > first
     assert stamp(PrepareConfig(transpositions=2, tokenizer="tsd")) > second
+    tokenizer = load_tokenizer(out)
+    sequence = Shards(out).split("val").sequence(0).tolist()
+    assert tokenizer.encode(tokenizer.decode(sequence)) == sequence[1:-1]  # and not in the ids of the one before
     third = stamp(ONE_KEY)
     (corpus / "000.mid").unlink()
     assert stamp(ONE_KEY) > third
