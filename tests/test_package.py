@@ -88,16 +88,16 @@ def test_the_commands_of_the_readme_run(
     (tmp_path / "phrase.mid").write_bytes((folk / "004.mid").read_bytes())
     (tmp_path / "runs").mkdir()
     arguments = command.split()[1:]
+    shape = "--n-positions 32 --batch-size 1 --steps 1 --transpositions 1".split()
     if arguments[0] == "train":
-        arguments += ["--n-positions", "32", "--batch-size", "1", "--steps", "1", "--transpositions", "1"]
-        if "--resume" in arguments or "--init-from" in arguments:
-            arguments = [a for a in arguments if a != "--n-positions" and a != "32"]
-            for name in ("mine", "pop909", "folk"):
-                main(f"train {folk} --out runs/{name} --n-positions 32 --batch-size 1 --steps 1".split())
+        if "--resume" in arguments:
+            main(["train", arguments[1], "--out", "runs/mine", *shape])
+        if "--init-from" in arguments:
+            (tmp_path / "runs" / "pop909").symlink_to(run)
+            shape = shape[2:]  # the context is the checkpoint's
+        arguments += shape
     elif arguments[0] == "generate":
         for name in ("mine", "pop909", "folk", "demo"):
             (tmp_path / "runs" / name).symlink_to(run)
-        if "--prompt" in arguments and "--prompt-tokens" not in arguments:
-            arguments += ["--prompt-tokens", "40"]
-        arguments += ["--max-new-tokens", "20"]
+        arguments += "--max-new-tokens 20 --prompt-tokens 40".split()
     main(arguments)
