@@ -12,6 +12,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --co
 .venv/demo: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(INSTALL) --editable '.[corpus]'
+	$(INSTALL) --no-deps tinysoundfont  # without its pyaudio, which needs a compiler and PortAudio
 	touch $@
 
 .venv/test: .venv/demo
@@ -20,7 +21,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --co
 
 demo: .venv/demo
 	$(BIN)/musicgpt train folk --out runs/demo --preset music-tiny --n-positions 512 --transpositions 1 \
-		--steps 150 --batch-size 8 --checkpoint-every 50 --force
+		--steps 220 --batch-size 8 --checkpoint-every 110 --force
 	$(BIN)/musicgpt generate runs/demo --max-new-tokens 400 --force -o demo.mid
 
 lint: .venv/test

@@ -1,8 +1,9 @@
 """Shards -> batches; a pure function of (seed, step), so resuming needs the step number and nothing else.
 
-All training documents, shuffled anew each epoch and each in one of its variants, make one endless stream; window w is
-its ids from w T to w T + T. Nothing is padded, every id is a target once an epoch, and a window may hold the end of one
-document and the beginning of the next, with EOS and BOS between them, as in GPT-2.
+All training documents, shuffled anew each epoch and each in one of its variants, make one endless stream that is cut
+into windows of T ids; those that begin in an epoch are visited in an order of their own, so that the windows of one
+document do not come side by side. Nothing is padded, every id is a target once an epoch, and a window may hold the end
+of one document and the beginning of the next, with EOS and BOS between them, as in GPT-2.
 """
 
 from __future__ import annotations
@@ -41,8 +42,7 @@ class Batches:
 
     def __getitem__(self, step: int) -> tuple[Tensor, Tensor]:
         T = self.n_positions
-        first = step * self.batch_size
-        windows = np.stack([self._read(w * T, T + 1) for w in range(first, first + self.batch_size)])
+        windows = np.stack([self._read(start, T + 1) for start in self._starts(step)])
         batch = torch.from_numpy(windows)
         ids, targets = batch[:, :-1], batch[:, 1:]
         if self.unscored is not None:
@@ -59,8 +59,8 @@ class Batches:
         """The numbers of the training documents that the windows of a step touch."""
         T = self.n_positions
         touched: set[int] = set()
-        for w in range(step * self.batch_size, (step + 1) * self.batch_size):
-            position, end = w * T, (w + 1) * T + 1
+        for position in self._starts(step):
+            end = position + T + 1
             while position < end:
                 epoch = self._epoch_of(position)
                 plan = self._plan(epoch)
@@ -68,6 +68,24 @@ class Batches:
                 touched.add(int(plan.order[n]))
                 position = self._epoch_starts[epoch] + int(plan.ends[n])
         return sorted(touched)
+
+    def _starts(self, step: int) -> list[int]:
+        """Where in the stream the windows of a step begin."""
+        T = self.n_positions
+        starts = []
+        for number in range(step * self.batch_size, (step + 1) * self.batch_size):
+            epoch = self._epoch_of(number * T)  # as many windows are visited in it as begin in it
+            first = -(-self._epoch_starts[epoch] // T)
+            starts.append((first + int(self._order(epoch)[number - first])) * T)
+        return starts
+
+    @lru_cache(maxsize=2)  # noqa: B019 as below
+    def _order(self, epoch: int) -> np.ndarray:
+        """A permutation of the windows that begin in an epoch."""
+        start = self._epoch_starts[epoch]
+        end = start + len(self._plan(epoch))
+        count = -(-end // self.n_positions) - -(-start // self.n_positions)
+        return np.random.default_rng([self.seed, epoch, 1]).permutation(count)
 
     def _read(self, position: int, length: int) -> np.ndarray:
         """(length,) int64 ids of the stream from `position` on."""

@@ -12,6 +12,7 @@ config that this GPT-2 does not implement is refused by name.
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -20,14 +21,17 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from musicgpt.errors import CheckpointError, InputError
-from musicgpt.files import read_json, recover, write_json
+from musicgpt.errors import CheckpointError, InputError, UsageError
+from musicgpt.files import read_json, set_aside, write_json
 from musicgpt.model import GPT, GPTConfig, empty, from_weights
 from musicgpt.tokenizer import CONFIG_NAME, Tokenizer, load_tokenizer
 
 WEIGHTS = "model.safetensors"
 PREFIX = "transformer."
 """GPT2LMHeadModel holds the stack under this name; older files leave it out."""
+
+FETCHED = ("*.json", "*.safetensors", "merges.txt", "vocab.bpe")
+"""What is fetched of a model on the Hub: nothing pickled."""
 
 NOT_WEIGHTS = (".attn.bias", ".attn.masked_bias")
 """Causal masks that old checkpoints stored as buffers."""
@@ -55,7 +59,7 @@ WITHOUT_MEANING = {
     "prefix", "problem_type", "return_dict", "return_dict_in_generate", "sep_token_id", "summary_activation",
     "summary_first_dropout", "summary_proj_to_labels", "summary_type", "summary_use_proj", "task_specific_params",
     "tf_legacy_loss", "tokenizer_class", "torch_dtype", "torchscript", "transformers_version", "use_bfloat16",
-    "use_cache", "_attn_implementation_autoset",
+    "use_cache", "_attn_implementation_autoset", "_num_labels", "num_labels",
 }  # fmt: skip
 """Fields that change no logit: bookkeeping, and what only other heads or the `generate` of transformers read."""
 
@@ -128,7 +132,9 @@ def load_model(directory: str | Path, *, device: str | torch.device = "cpu") -> 
         config = parse_config(read_json(directory / "config.json"), str(directory / "config.json"))
     except InputError as error:
         raise CheckpointError(str(error)) from error
-    paths = sorted(directory.glob("model*.safetensors"))  # several where transformers has split a large one
+    paths = [directory / WEIGHTS]
+    if not paths[0].is_file():  # transformers splits a large model over several files
+        paths = sorted(directory.glob("model-?????-of-?????.safetensors"))
     if not paths:
         pickled = sorted(p.name for p in directory.iterdir() if p.suffix in (".bin", ".pt", ".pth", ".ckpt", ".pkl"))
         raise CheckpointError(
@@ -139,59 +145,113 @@ def load_model(directory: str | Path, *, device: str | torch.device = "cpu") -> 
                 else ""
             )
         )
+    size = sum(path.stat().st_size for path in paths)
+    if size < 2 * config.n_parameters:  # before anything of that size is made; no weight has fewer than two bytes
+        raise CheckpointError(
+            f"{paths[0]} cannot hold what config.json describes: {size:,} bytes for {config.n_parameters:,} weights"
+        )
     expected = {name: tuple(weight.shape) for name, weight in empty(config).state_dict().items()}
     weights: dict[str, torch.Tensor] = {}
+    head: torch.Tensor | None = None
     for path in paths:
         try:
             with safe_open(path, framework="pt", device=str(device)) as file:
                 for key in file.keys():  # noqa: SIM118 not a mapping
                     name = key.removeprefix(PREFIX)
-                    if name.endswith(NOT_WEIGHTS) or name == "lm_head.weight":
+                    if name.endswith(NOT_WEIGHTS):
+                        continue
+                    if name == "lm_head.weight":
+                        head = file.get_tensor(key)
                         continue
                     shape = tuple(file.get_slice(key).get_shape())
                     if expected.get(name) != shape:
                         found = f"expected {expected[name]}" if name in expected else "a GPT-2 of this config has none"
                         raise CheckpointError(f"{path}: the weight {key} has shape {shape}; {found}")
-                    weights[name] = file.get_tensor(key)
+                    weight = file.get_tensor(key)
+                    if not weight.is_floating_point() or not bool(torch.isfinite(weight).all()):
+                        raise CheckpointError(f"{path}: the weight {key} is not made of finite floating-point numbers")
+                    weights[name] = weight
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{path} cannot be read as safetensors: {error}") from error
     missing = sorted(set(expected) - set(weights))
     if missing:
         raise CheckpointError(f"{directory} lacks {len(missing)} weights of its config, the first {missing[0]}")
+    dtype = weights["wte.weight"].dtype
+    weights = {name: weight.to(dtype) for name, weight in weights.items()}
+    if head is not None and not torch.equal(head.to(dtype), weights["wte.weight"]):
+        raise CheckpointError(f"{directory} has a head of its own (lm_head.weight); expected one tied to wte.weight")
     return from_weights(config, weights)
 
 
-def load(directory: str | Path, *, device: str | torch.device = "cpu") -> tuple[GPT, Tokenizer[Any]]:
+def _fetch(name: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=list(FETCHED)))
+    except (OSError, ValueError, HfHubHTTPError) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise CheckpointError(
+            f"{name} is no directory here, and cannot be had from the Hugging Face Hub ({reason}); "
+            f"check the name and the network, or give a directory"
+        ) from error
+
+
+def load(
+    directory: str | Path, *, revision: str | None = None, device: str | None = "cpu"
+) -> tuple[GPT, Tokenizer[Any]]:
     """A checkpoint or a run -> its model and its tokenizer.
 
     Raises:
         CheckpointError: as `load_model`; or the tokenizer has more ids than the model.
         TokenizerError: the directory holds no tokenizer, or one that is refused.
     """
-    directory = resolve_checkpoint(directory)
+    directory = resolve_checkpoint(directory, revision)
     tokenizer = load_tokenizer(directory)
-    model = load_model(directory, device=device)
-    if tokenizer.vocab_size > model.config.vocab_size:
+    model = load_model(directory, device=device_named(device))
+    ids, rows = tokenizer.vocab_size, model.config.vocab_size
+    if ids != rows and (ids > rows or rows % 64):  # some pad the model to a multiple of 64, for speed
         raise CheckpointError(
-            f"{directory}: the tokenizer has {tokenizer.vocab_size} ids and the model {model.config.vocab_size}; "
-            f"they do not belong together"
+            f"{directory}: the tokenizer has {ids} ids and the model {rows}; they do not belong together"
         )
     return model, tokenizer
 
 
-def resolve_checkpoint(path: str | Path) -> Path:
-    """A checkpoint -> itself; a run -> its best checkpoint, or its last where none is best yet.
+def device_named(name: str | None) -> torch.device:
+    """cpu, cuda, cuda:1, mps …; None for the fastest there is.
 
     Raises:
-        CheckpointError: neither.
+        UsageError: no such device, or not on this machine.
     """
+    if name is None:
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UsageError(
+            f"the device {name} cannot be used here; expected cpu, or cuda or mps where there is one"
+        ) from error
+    return device
+
+
+def resolve_checkpoint(path: str | Path, revision: str | None = None) -> Path:
+    """A checkpoint -> itself; a run -> its best checkpoint, or its last where none is best yet.
+
+    `organisation/model`, where there is no such path, is fetched from the Hugging Face Hub into its cache.
+
+    Raises:
+        CheckpointError: none of these.
+    """
+    if not Path(path).exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", str(path)):
+        return _fetch(str(path), revision)
     path = Path(path)
-    for directory in (path, path / "best", path / "last"):
-        if directory.parent.is_dir():
-            recover(directory)
+    best, last = path / "best", path / "last"
+    # set aside: by a training that is just replacing it, or died there; only a training puts that right
+    for directory in (path, best, set_aside(best), last, set_aside(last)):
         if (directory / "config.json").is_file():
             return directory
     if not path.exists():
         raise CheckpointError(f"{path} does not exist; expected a checkpoint or a run")
-    found = "a file" if path.is_file() else "a tokenizer" if (path / CONFIG_NAME).is_file() else "neither"
+    found = "a file" if path.is_file() else "a tokenizer" if (path / CONFIG_NAME).is_file() else "another folder"
     raise CheckpointError(f"{path} is {found}; expected a checkpoint (config.json, {WEIGHTS}) or a run that has one")

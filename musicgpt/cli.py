@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar, get_args, get_type_hints
 
@@ -32,15 +33,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except MusicGPTError as error:
         print(f"musicgpt: error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(1)
+    except OSError as error:  # the disk, a folder, a file: what the machine refuses is the user's to mend
+        if isinstance(error, BrokenPipeError):  # the reader of our output has gone
+            sys.stderr.close()
+            sys.exit(1)
+        where = f": {error.filename}" if error.filename else ""
+        print(f"musicgpt: error: {error.strerror or error}{where}", file=sys.stderr)
+        sys.exit(1)
     except KeyboardInterrupt:
         print("musicgpt: interrupted", file=sys.stderr)
         sys.exit(130)
-    except BrokenPipeError:  # the reader of our output has gone
-        sys.exit(1)
 
 
 def make_parser() -> Parser:
-    parser = Parser(prog="musicgpt", description="A language model of music: GPT-2 on MIDI.", allow_abbrev=False)
+    parser = Parser(
+        prog="musicgpt", description="A language model of music: GPT-2 on MIDI, and on text.", allow_abbrev=False
+    )
     parser.add_argument("--version", action="version", version=f"musicgpt {__version__}")
     verbs = parser.add_subparsers(metavar="VERB", required=True)
 
@@ -52,6 +60,7 @@ def make_parser() -> Parser:
     train.add_argument("--resume", action="store_true", help="go on with the run in RUN")
     train.add_argument("--init-from", metavar="CHECKPOINT", help="fine-tune these weights, with their vocabulary")
     train.add_argument("--force", action="store_true", help="replace the run in RUN")
+    train.add_argument("--tensorboard", action="store_true", help="also write the metrics for TensorBoard")
     _add_fields(train, TrainConfig)
     _add_fields(train, PrepareConfig)
 
@@ -62,8 +71,19 @@ def make_parser() -> Parser:
     _add_fields(prepare, PrepareConfig)
 
     generate = _verb(verbs, "generate", _generate, "continue a phrase, or begin a piece")
-    generate.add_argument("checkpoint", metavar="CHECKPOINT", help="a checkpoint, or a run (its best one)")
-    generate.add_argument("--prompt", metavar="PHRASE", help="a file to continue")
+    generate.add_argument(
+        "checkpoint",
+        nargs="?",
+        metavar="CHECKPOINT",
+        help="a checkpoint, a run (its best one), or organisation/model of the Hugging Face Hub",
+    )
+    generate.add_argument("--revision", metavar="NAME", help="branch, tag or commit of a model on the Hugging Face Hub")
+    generate.add_argument("--prompt", metavar="PHRASE", help="a file to continue; for text, the words themselves")
+    generate.add_argument(
+        "--task",
+        choices=("summarize", "translate"),
+        help="GPT-2's zero-shot prompts, made of the file given as --prompt",
+    )
     generate.add_argument("--prompt-tokens", metavar="N", type=int, help="use the first N ids of the prompt")
     generate.add_argument("--no-include-prompt", action="store_true", help="write the new part only")
     generate.add_argument(
@@ -85,6 +105,32 @@ def make_parser() -> Parser:
         "-o", "--out", metavar="OUT", type=Path, help="where to write; out-1, out-2 … for several (out)"
     )
     _add_fields(generate, SamplingConfig)
+
+    render = _verb(verbs, "render", _render, "turn a piece into sound (.wav) or a piano roll (.png, .svg)")
+    render.add_argument("piece", metavar="MIDI", type=Path, help="a file of music")
+    render.add_argument("-o", "--out", required=True, metavar="OUT", type=Path, help="OUT.wav, OUT.png or OUT.svg")
+    render.add_argument("--boundary", metavar="BEATS", type=float, help="quarter notes that are the prompt, told apart")
+    render.add_argument("--force", action="store_true", help="overwrite OUT")
+
+    evaluate = _verb(verbs, "evaluate", _evaluate, "measure a model on a corpus, beside trivial baselines")
+    evaluate.add_argument("checkpoint", metavar="CHECKPOINT", help="a checkpoint, or a run (its best one)")
+    evaluate.add_argument("corpus", metavar="CORPUS", help="a folder, a file, shards, or a name: folk, chorales")
+    evaluate.add_argument("--split", choices=("train", "val", "test"), default="val", help="which part of it (val)")
+    evaluate.add_argument("--stride", metavar="N", type=int, help="new ids a window; fewer, more context (half of it)")
+    evaluate.add_argument("--device", default="cpu", help="cpu, cuda, mps (cpu)")
+    evaluate.add_argument("--json", action="store_true", help="one JSON object")
+
+    inspect = _verb(verbs, "inspect", _inspect, "say what a file or folder is and holds")
+    inspect.add_argument("path", metavar="PATH", type=Path, help="music, a run, a checkpoint, shards, a ledger …")
+    inspect.add_argument("--json", action="store_true", help="one JSON object instead of words")
+    inspect.add_argument(
+        "--tokenizer",
+        metavar="DIRECTORY",
+        type=Path,
+        help="show music as tokens, of this tokenizer, checkpoint or run (or remi, tsd …)",
+    )
+    inspect.add_argument("-o", "--out", metavar="OUT", type=Path, help="draw the losses of a run: a .png or .svg")
+    inspect.add_argument("--force", action="store_true", help="overwrite OUT")
     return parser
 
 
@@ -128,7 +174,15 @@ def _train(options: argparse.Namespace) -> None:
     prepare_config, given_too = _chosen(options, PrepareConfig)
     from musicgpt.train import train
 
+    board = _tensorboard(options.out) if options.tensorboard else None
     with Meter() as meter:
+
+        def show(row: dict[str, float], steps: int) -> None:
+            meter(row, steps)
+            if board is not None:
+                for name, value in row.items():
+                    board.add_scalar(name, value, int(row["step"]))
+
         best = train(
             options.corpus,
             options.out,
@@ -140,64 +194,142 @@ def _train(options: argparse.Namespace) -> None:
             force=options.force,
             report=meter.report,
             progress=_track,
-            meter=meter,
+            meter=show,
         )
     print(best)
+
+
+def _tensorboard(run: Path) -> Any:
+    """A writer of event files in RUN/tensorboard. Raises: UsageError: TensorBoard is not installed."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise UsageError("--tensorboard needs TensorBoard: pip install 'musicgpt-midi[tensorboard]'") from error
+    return SummaryWriter(str(run / "tensorboard"))
 
 
 def _prepare(options: argparse.Namespace) -> None:
     config, _ = _chosen(options, PrepareConfig)
     from musicgpt.corpus import resolve_corpus
-    from musicgpt.prepare import prepare
-    from musicgpt.shards import is_shards
+    from musicgpt.prepare import is_current, prepare
 
-    if options.out.exists() and not options.force and not is_shards(options.out) and any(options.out.iterdir()):
-        raise UsageError(
-            f"{options.out} is there and holds no shards; choose another --out, or replace it with --force"
-        )
-    prepare(resolve_corpus(options.corpus, _report), options.out, config, report=_report, progress=_track)
-    print(options.out)
+    corpus = resolve_corpus(options.corpus, _report)
+    out: Path = options.out
+    if out.is_dir() and any(out.iterdir()) and not options.force and not is_current(corpus, out, config):
+        raise UsageError(f"{out} is there and holds something else; choose another --out, or replace it with --force")
+    prepare(corpus, out, config, report=_report, progress=_track)
+    print(out)
 
 
 def _generate(options: argparse.Namespace) -> None:
     sampling, _ = _chosen(options, SamplingConfig)
+    if options.checkpoint is None:
+        raise UsageError("no model ships with this version yet; name a checkpoint or a run, or train one first")
     from musicgpt.compose import load
 
-    model = load(options.checkpoint, device=options.device)
-    out = options.out or Path("out" + model.tokenizer.suffixes[0])
-    if out.suffix.lower() not in model.tokenizer.suffixes[:1]:
-        raise UsageError(f"-o {out}: this model writes {model.tokenizer.suffixes[0]} files")
-    n = options.num_samples
+    model = load(options.checkpoint, revision=options.revision, device=options.device)
+    suffix = model.tokenizer.suffixes[0]
+    prints = model.tokenizer.prints
+    out = options.out or (None if prints else Path("out" + suffix))
+    paths = _outputs(out, suffix, options.num_samples, options.force) if out else []
+    if options.task is not None:
+        if not prints or options.prompt is None:
+            raise UsageError(f"--task {options.task} needs a model of text, and the file as --prompt")
+        document, _ = model.tokenizer.prompt(options.prompt)
+        print(model.task(options.task, document, seed=options.seed))
+        return
+    prompt_ids = model.prompt_ids(options.prompt, _report)
+    if options.prompt_tokens is not None:
+        if options.prompt_tokens < 1:
+            raise UsageError(f"--prompt-tokens {options.prompt_tokens}: expected at least 1")
+        prompt_ids = prompt_ids[: options.prompt_tokens]
+    asked: dict[str, Any] = {"max_new_tokens": options.max_new_tokens, "seed": options.seed, **asdict(sampling)}
+    if prints and options.num_samples == 1 and out is None:
+        if not options.no_include_prompt:
+            print(model.tokenizer.decode(prompt_ids), end="")
+        for text in model.stream_text(prompt_ids, **asked):
+            print(text, end="", flush=True)
+        print()
+        return
+    pieces = model.generate_many(options.num_samples, prompt_ids, include_prompt=not options.no_include_prompt, **asked)
+    for i, piece in enumerate(pieces):
+        if paths:
+            piece.save(paths[i])
+            print(paths[i])
+        else:
+            print(f"--- {i + 1}\n{piece.document}")
+
+
+def _outputs(out: Path, suffix: str, n: int, force: bool) -> list[Path]:
+    """Where n results go, checked before the work begins."""
+    if not out.suffix:
+        out = out.with_name(out.name + suffix)
+    if out.suffix.lower() != suffix:
+        raise UsageError(f"-o {out}: this model writes {suffix} files")
     paths = [out] if n == 1 else [out.with_name(f"{out.stem}-{i}{out.suffix}") for i in range(1, n + 1)]
-    taken = [path for path in paths if path.exists()]
-    if taken and not options.force:
-        raise UsageError(f"{taken[0]} is there already; choose another -o, or overwrite it with --force")
-    if not out.parent.is_dir():
-        raise UsageError(f"the folder {out.parent} does not exist; make it, or choose another -o")
-    prompt_ids: list[int] = []
-    if options.prompt is not None:
-        document, remarks = model.tokenizer.prompt(options.prompt)
-        for remark in remarks:
-            _report(f"prompt: {remark}")
-        prompt_ids = model.tokenizer.encode(document)
-        for kind, count in model.tokenizer.losses(document, prompt_ids).items():
-            if count:
-                _report(f"prompt: {count} {kind.replace('_', ' ')}")
-        if options.prompt_tokens is not None:
-            if options.prompt_tokens < 1:
-                raise UsageError(f"--prompt-tokens {options.prompt_tokens}: expected at least 1")
-            prompt_ids = prompt_ids[: options.prompt_tokens]
-    pieces = model.generate_many(
-        n,
-        prompt_ids,
-        max_new_tokens=options.max_new_tokens,
-        sampling=sampling,
-        seed=options.seed,
-        include_prompt=not options.no_include_prompt,
+    _refuse_to_overwrite(paths, force)
+    return paths
+
+
+def _render(options: argparse.Namespace) -> None:
+    from musicgpt.render import render
+
+    _refuse_to_overwrite([options.out], options.force)
+    render(options.piece, options.out, boundary=options.boundary)
+    print(options.out)
+
+
+def _evaluate(options: argparse.Namespace) -> None:
+    from musicgpt.evaluate import evaluate
+
+    found = evaluate(
+        options.checkpoint,
+        options.corpus,
+        split=options.split,
+        stride=options.stride,
+        device=options.device,
+        report=_report,
+        progress=_track,
     )
-    for piece, path in zip(pieces, paths, strict=True):
-        piece.save(path)
-        print(path)
+    if options.json:
+        print(json.dumps(found))
+        return
+    rows = [("loss (nats per token)", found["loss"]), ("perplexity", found["perplexity"])]
+    rows += [(key.replace("_", " "), found[key]) for key in found if key.startswith("bits_per_") and found[key]]
+    rows += [(f"{name}, without a model (nats)", loss) for name, loss in found["baselines"].items()]
+    for name, value in rows:
+        print(f"{name:34} {value:10.4f}")
+    print(f"{found['tokens']:,} tokens of {found['documents']:,} documents, split {found['split']}, each scored once")
+    if found["bits_per_note"] is not None:
+        print("bits per note compare only at equal grid, velocity steps, tracks and number of notes")
+
+
+def _inspect(options: argparse.Namespace) -> None:
+    out: Path | None = options.out
+    if out is not None:
+        if out.suffix.lower() not in (".png", ".svg"):
+            raise UsageError(f"-o {out}: expected a name that ends in .png or .svg")
+        _refuse_to_overwrite([out], options.force)
+    from musicgpt.describe import describe, in_words, loss_curve, picture
+    from musicgpt.files import write_bytes
+
+    description = describe(options.path, options.tokenizer)
+    if out is not None:
+        if description["kind"] != "run":
+            raise UsageError(f"-o draws the losses of a run; {options.path} is of the kind {description['kind']}")
+        write_bytes(out, picture(loss_curve(options.path), out.suffix.lower()))
+        _report(f"losses drawn in {out}")
+    print(json.dumps(description) if options.json else in_words(description))
+
+
+def _refuse_to_overwrite(paths: Sequence[Path], force: bool) -> None:
+    """Raises: UsageError: one of them is there (and there is no --force), or their folder is not."""
+    taken = [path for path in paths if path.exists()]
+    if taken and not force:
+        raise UsageError(f"{taken[0]} is there already; choose another -o, or overwrite it with --force")
+    missing = [path.parent for path in paths if not path.parent.is_dir()]
+    if missing:
+        raise UsageError(f"the folder {missing[0]} does not exist; make it, or choose another -o")
 
 
 def _track(items: Iterable[A], total: int, title: str) -> Iterable[A]:

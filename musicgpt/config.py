@@ -41,8 +41,13 @@ class PrepareConfig:
         UsageError: a value outside its range, naming the flag.
     """
 
-    tokenizer: str = option("remi", "remi, tsd, midilike, structured, or a directory that holds a tokenizer")
-    vocab_size: int | None = option(None, "learn byte-pair merges up to this many ids")
+    kind: str | None = option(None, "what to take from a folder that holds both", choices=("music", "text"))
+    tokenizer: str | None = option(
+        None,
+        "remi (default), tsd, midilike, structured for music; bpe (default), bytes, characters for text; "
+        "or a directory that holds a tokenizer",
+    )
+    vocab_size: int | None = option(None, "learn byte-pair merges up to this many ids (bpe: 4096)")
     transpositions: int = option(12, "keys in which each training piece is prepared, the original included")
     workers: int | None = option(None, "processes (one per core)")
 
@@ -70,7 +75,9 @@ class TrainConfig:
     grad_clip: float = option(1.0, "largest norm of the gradient")
     warmup: float = option(0.05, "share of the steps in which the learning rate rises; after it a cosine to a tenth")
     dropout: float = option(0.1, "after embeddings and on the residual stream (not on attention weights: slow on CPUs)")
-    checkpoint_every: int | None = option(None, "steps between checkpoints, each with a validation and a sample")
+    checkpoint_every: int | None = option(
+        None, "steps between checkpoints, each with a validation and a sample (a twentieth of all, 50 at least)"
+    )
     dtype: str | None = option(
         None, "precision of the matrix products; bfloat16 where the hardware has it", choices=("float32", "bfloat16")
     )
@@ -79,7 +86,8 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         _at_least(self, 1, "n_positions", "steps", "batch_size", "micro_batch", "checkpoint_every")
-        _at_least(self, 0, "seed")
+        if not 0 <= self.seed < 2**31:
+            raise UsageError(f"--seed {self.seed}: expected 0 to {2**31 - 1:,}")
         if self.micro_batch is not None and self.batch_size % self.micro_batch:
             raise UsageError(f"--micro-batch {self.micro_batch} does not divide --batch-size {self.batch_size}")
         if not 0 <= self.dropout < 1:

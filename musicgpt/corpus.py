@@ -7,6 +7,7 @@ A corpus is a folder (searched through), a single file, or the name of one that 
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Iterable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,6 +18,9 @@ from musicgpt.files import directory_in_place
 
 HELD_OUT = 0.05
 """Share of documents in each of val and test."""
+
+CONVERSION = 1
+"""Counts up when a conversion changes, so that nobody goes on with an old one."""
 
 CORPORA = {
     "folk": "4,246 Irish, American and Scottish tunes: Ryan's Mammoth, O'Neill's, Aird's (music21's ABC)",
@@ -41,11 +45,17 @@ def resolve_corpus(text: str, report: Callable[[str], None]) -> Path:
 
 
 def find_files(root: Path) -> list[Path]:
-    """Every file below a folder (or the file itself), in an order that depends on the names alone."""
+    """Every file below a folder (or the file itself), in an order that depends on the names alone.
+
+    Links are followed, each folder once. What begins with a dot is no part of a corpus: it is the system's or a tool's.
+    """
     if root.is_file():
         return [root]
-    hidden = (path for path in root.rglob("*") if path.is_file())
-    files = [path for path in hidden if not any(part.startswith(".") for part in path.relative_to(root).parts)]
+    files, seen = [], set()
+    for folder, folders, names in os.walk(root, followlinks=True):
+        seen.add(os.path.realpath(folder))
+        folders[:] = [name for name in folders if name[0] != "." and os.path.realpath(Path(folder) / name) not in seen]
+        files += [Path(folder) / name for name in names if name[0] != "."]
     return sorted(files, key=lambda path: path.relative_to(root).as_posix())
 
 
@@ -81,7 +91,7 @@ def named_corpus(name: str, report: Callable[[str], None]) -> Path:
     """
     import platformdirs
 
-    folder = Path(platformdirs.user_cache_dir("musicgpt")) / "corpora" / name
+    folder = Path(platformdirs.user_cache_dir("musicgpt")) / "corpora" / f"v{CONVERSION}" / name
     if folder.is_dir():
         return folder
     spec = find_spec("music21")
@@ -101,28 +111,27 @@ def named_corpus(name: str, report: Callable[[str], None]) -> Path:
     return folder
 
 
-def _convert(files: Iterable[Path], folder: Path) -> None:
-    """Music files -> one MIDI file a piece; what cannot be converted is left out."""
+def _convert(files: list[Path], folder: Path) -> None:
+    """ABC books or MusicXML files -> one MIDI file a piece; what cannot be converted is left out."""
     folder.mkdir(exist_ok=True)
-    abc = [path for path in files if path.suffix in midi.ABC_SUFFIXES]
-    # one book of all tunes: abc2midi is started once, not a thousand times
-    book = "\n\n".join(path.read_text(encoding="utf-8", errors="replace") for path in abc)
-    scores = midi.read_abc(book, folder.name) if abc else []
-    for i, score in enumerate(scores, 1):
-        midi.write_midi(score, folder / f"{i:04d}.mid")
-    for path in files:
-        if path not in abc:
-            try:
-                midi.write_midi(midi.read_musicxml(path), folder / f"{path.stem}.mid")
-            except InputError as error:
-                if "needs verovio" in str(error):
-                    raise
+    if files[0].suffix in midi.ABC_SUFFIXES:
+        # one book of all tunes: abc2midi is started once, not a thousand times
+        book = "\n\n".join(path.read_text(encoding="utf-8", errors="replace") for path in files)
+        for i, score in enumerate(midi.read_abc(book, folder.name), 1):
+            midi.write_midi(score, folder / f"{i:04d}.mid")
+    else:
+        for path, score in midi.convert_musicxml(files).items():
+            midi.write_midi(score, folder / f"{path.stem}.mid")
 
 
 def digest(files: Iterable[Path], root: Path) -> str:
     """A hash of names, sizes and modification times: whether prepared shards are still those of these files."""
     state = hashlib.sha256()
     for path in files:
-        stat = path.stat()
-        state.update(f"{file_name(path, root)}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
+        try:
+            stat = path.stat()
+            size, modified = stat.st_size, stat.st_mtime_ns
+        except OSError:  # a link to nowhere: the ledger will say so
+            size, modified = -1, -1
+        state.update(os.fsencode(file_name(path, root)) + f"\0{size}\0{modified}\n".encode())
     return state.hexdigest()

@@ -52,13 +52,15 @@ def read_json(path: Path) -> dict[str, Any]:
 def directory_in_place(path: Path) -> Iterator[Path]:
     """A folder to fill that becomes `path` when all went well, in place of what was there; else nothing changes.
 
-    Between the two renames the old folder is at `<name>.old`: `recover` puts it back after a crash just there.
+    Between the two renames the old folder is at `set_aside(path)`: `recover` puts it back after a crash just there.
 
     Raises:
         InputError: the folder cannot be made or filled.
     """
-    beside, old = path.with_name(f".{path.name}.tmp"), path.with_name(f"{path.name}.old")
+    beside, old = path.with_name(f".{path.name}.{os.getpid()}.tmp"), set_aside(path)
     try:
+        if path.exists() and not path.is_dir():
+            raise InputError(f"{path} is a file; expected a folder, or nothing yet")
         path.parent.mkdir(parents=True, exist_ok=True)
         recover(path)
         shutil.rmtree(beside, ignore_errors=True)
@@ -78,9 +80,14 @@ def directory_in_place(path: Path) -> Iterator[Path]:
         shutil.rmtree(beside, ignore_errors=True)
 
 
+def set_aside(path: Path) -> Path:
+    """Where a folder is while its successor takes its name; a name that nobody gives a folder of their own."""
+    return path.with_name(f".{path.name}.musicgpt-old")
+
+
 def recover(path: Path) -> None:
     """Finish what `directory_in_place` was doing when the process died."""
-    old = path.with_name(f"{path.name}.old")
+    old = set_aside(path)
     if old.exists():
         if path.exists():
             shutil.rmtree(old, ignore_errors=True)

@@ -40,7 +40,7 @@ def generate(
         raise ValueError(f"a prompt of {len(prompt)} ids; expected 1 to {n_positions}")
     device = model.wte.weight.device
     dtype = model.wte.weight.dtype
-    history = torch.tensor([list(prompt)], device=device).repeat(num_samples, 1)  # (B, T), grows
+    history = torch.tensor([list(prompt)], device=device).repeat(num_samples, 1)  # (B, T), as far as it is needed
     cache = KVCache(model.config, 1, device=device, dtype=dtype)
     logits = model(history[:1], cache, logits_to_keep=1)[:, -1].repeat(num_samples, 1)
     cache = cache.repeat(num_samples) if num_samples > 1 else cache
@@ -53,7 +53,7 @@ def generate(
         ended = [done or id == eos_id for id, done in zip(chosen, ended, strict=True)]
         if all(ended) or position + 1 == len(prompt) + max_new_tokens:
             return
-        history = torch.cat((history, ids[:, None]), dim=1)
+        history = torch.cat((history[:, -n_positions:], ids[:, None]), dim=1)
         new = ids[:, None]
         if cache.length == n_positions:
             cache.length = 0

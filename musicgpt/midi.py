@@ -10,8 +10,10 @@ from __future__ import annotations
 import hashlib
 import re
 import subprocess
+import sys
 import tempfile
 from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +30,14 @@ MUSICXML_SUFFIXES = (".mxl", ".musicxml")
 SUFFIXES = (*MIDI_SUFFIXES, *ABC_SUFFIXES, *MUSICXML_SUFFIXES)
 
 ABC_SECONDS = 60
-"""A tune book that abc2midi has not converted after this long is refused."""
+MUSICXML_SECONDS = 30
+"""What abc2midi has for a tune book, and verovio for ten files, before they are given up."""
+
+MAX_BYTES = 2**26
+"""A larger file of music (64 MiB) is refused unread: it is none, or made to fill memory."""
+
+MAX_QUARTERS = 50_000
+"""A longer piece (in quarter notes: seven hours at 120 a minute) is refused: it is one note and a broken pause."""
 
 FINGERPRINT_UNITS = 20_160
 """Time steps a quarter note in a fingerprint: every usual resolution and tuplet divides it or rounds alike."""
@@ -42,7 +51,10 @@ def read_scores(path: Path) -> tuple[list[ScoreTick], list[str]]:
     """
     suffix = path.suffix.lower()
     try:
-        data = path.read_bytes()
+        size = path.stat().st_size
+        if suffix in SUFFIXES and size > MAX_BYTES:
+            raise InputError(f"{path} has {size:,} bytes; expected at most {MAX_BYTES:,} of music")
+        data = path.read_bytes() if suffix in SUFFIXES else b"?"
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror or error}") from error
     if not data:
@@ -56,11 +68,15 @@ def read_scores(path: Path) -> tuple[list[ScoreTick], list[str]]:
         scores = [read_midi(data, str(path))]
     else:
         raise InputError(f"{path} is no music file by its name; expected one of {' '.join(SUFFIXES)}")
-    pieces = [score for score in scores if score.note_num() > 0]
-    if not pieces:
+    sounding = [score for score in scores if score.note_num() > 0]
+    if not sounding:
         raise InputError(f"{path} holds no notes")
+    pieces = [score for score in sounding if score.end() <= MAX_QUARTERS * score.ticks_per_quarter]
+    if not pieces:
+        longest = sounding[0].end() / sounding[0].ticks_per_quarter
+        raise InputError(f"{path} is {longest:,.0f} quarter notes long; expected at most {MAX_QUARTERS:,}")
     if len(pieces) < len(scores):
-        remarks.append(f"{len(scores) - len(pieces)} pieces without notes left out")
+        remarks.append(f"{len(scores) - len(pieces)} pieces without notes, or without end, left out")
     impossible = sum(drop_impossible_metres(score) for score in pieces)
     if impossible:
         remarks.append(f"{impossible} impossible time signatures left out")
@@ -149,19 +165,59 @@ def read_musicxml(path: Path) -> ScoreTick:
     Raises:
         InputError: verovio is not installed, or cannot read the file.
     """
-    try:
-        import verovio
-    except ImportError as error:
-        raise InputError(
-            f"{path} is MusicXML, which needs verovio: pip install 'musicgpt-midi[corpus]', or export it as MIDI"
-        ) from error
-    import base64
-
-    verovio.enableLog(verovio.LOG_OFF)
-    toolkit = verovio.toolkit()
-    if not toolkit.loadFile(str(path)):
+    found = convert_musicxml([path])
+    if path not in found:
         raise InputError(f"{path} is not MusicXML that verovio can read")
-    return read_midi(base64.b64decode(toolkit.renderToMIDI()), str(path))
+    return found[path]
+
+
+def convert_musicxml(paths: list[Path]) -> dict[Path, ScoreTick]:
+    """MusicXML files -> the Score of each that can be read, through verovio in a process of its own.
+
+    verovio dies or hangs on some broken files; it is then started again behind the one it was at.
+
+    Raises:
+        InputError: verovio is not installed.
+    """
+    if find_spec("verovio") is None:
+        raise InputError(
+            f"{paths[0]} is MusicXML, which needs verovio: pip install 'musicgpt-midi[corpus]', or export it as MIDI"
+        )
+    found: dict[Path, ScoreTick] = {}
+    start = 0
+    with tempfile.TemporaryDirectory(prefix="musicgpt-verovio-") as folder:
+        while start < len(paths):
+            begun = Path(folder) / "begun"
+            begun.write_text("0")
+            command = [sys.executable, "-c", VEROVIO, folder, *(str(path.resolve()) for path in paths[start:])]
+            with suppress(subprocess.TimeoutExpired):
+                quiet = subprocess.DEVNULL
+                timeout = MUSICXML_SECONDS * (1 + len(paths[start:]) // 10)
+                subprocess.run(command, stdin=quiet, stdout=quiet, stderr=quiet, timeout=timeout, check=False)
+            last = int(begun.read_text())
+            for i in range(last):
+                written = Path(folder) / f"{i}.mid"
+                if written.is_file():
+                    with suppress(InputError):
+                        found[paths[start + i]] = read_midi(written.read_bytes(), str(paths[start + i]))
+                    written.unlink()
+            start += last if last == len(paths) - start else last + 1
+    return found
+
+
+VEROVIO = """
+import base64, sys, verovio
+from pathlib import Path
+folder = Path(sys.argv[1])
+verovio.enableLog(verovio.LOG_OFF)
+for i, path in enumerate(sys.argv[2:]):
+    (folder / "begun").write_text(str(i))
+    toolkit = verovio.toolkit()
+    if toolkit.loadFile(path):
+        (folder / f"{i}.mid").write_bytes(base64.b64decode(toolkit.renderToMIDI()))
+(folder / "begun").write_text(str(len(sys.argv) - 2))
+"""
+"""What the other process runs; `begun` says which file it is at."""
 
 
 def write_midi(score: ScoreTick, path: Path) -> None:
@@ -203,9 +259,10 @@ def transposed(score: ScoreTick, semitones: int) -> ScoreTick | None:
 
 
 def seconds(score: ScoreTick) -> float:
-    """How long the piece sounds, by its own tempo map; 0.0 where that makes no sense."""
+    """How long the piece sounds, to the end of its last note, by its own tempo map; 0.0 where that makes no sense."""
     in_seconds: Any = score.to(symusic.TimeUnit.second)
-    end = float(in_seconds.end())
+    notes = [track.notes.numpy() for track in in_seconds.tracks if len(track.notes)]
+    end = max((float((part["time"] + part["duration"]).max()) for part in notes), default=0.0)
     return end if np.isfinite(end) and end > 0 else 0.0
 
 

@@ -13,6 +13,8 @@ Crestel 2021; byte-pair merges on music, Fradet et al. 2023.
 
 from __future__ import annotations
 
+import base64
+import html
 import json
 import tempfile
 from collections.abc import Iterable, Sequence
@@ -22,7 +24,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from symusic.core import NoteTickList, ScoreTick, TrackTickList
 
-from musicgpt import midi
+from musicgpt import midi, render
 from musicgpt.errors import InputError, TokenizerError
 from musicgpt.files import read_json, write_bytes, write_json
 
@@ -68,7 +70,15 @@ class MidiTokenizer:
 
     suffixes: tuple[str, ...] = midi.SUFFIXES
     units: tuple[str, ...] = ("notes", "seconds")
-    loss_kinds: tuple[str, ...] = ("notes_lost", "durations_clipped", "pauses_clipped", "metres_replaced")
+    prints = False
+    default_vocab_size: int | None = None
+    loss_kinds: tuple[str, ...] = (
+        "notes_lost",
+        "durations_clipped",
+        "pauses_clipped",
+        "metres_replaced",
+        "tempos_clipped",
+    )
 
     def __init__(self, wrapped: miditok.MusicTokenizer) -> None:
         self.wrapped = wrapped
@@ -131,6 +141,10 @@ class MidiTokenizer:
                     f"{path} was trained as {model}, which is refused: "
                     f"{REFUSED_MODELS.get(model, 'it is not known here')}; expected BPE"
                 )
+        special = config.get("special_tokens") or []
+        missing = [name for name in ("PAD", "BOS", "EOS") if f"{name}_None" not in special]
+        if missing:
+            raise TokenizerError(f"{path} has no token for {missing[0]}; expected PAD, BOS and EOS")
         import miditok
 
         try:
@@ -184,6 +198,8 @@ class MidiTokenizer:
         Raises:
             InputError: no such file, or no music in it.
         """
+        if not Path(text).exists():
+            raise InputError(f"there is no file {text!r}; this model continues a file of music")
         scores, remarks = midi.read_scores(Path(text))
         if len(scores) > 1:
             remarks = [*remarks, f"the first of {len(scores)} pieces is the prompt"]
@@ -191,8 +207,11 @@ class MidiTokenizer:
 
     def encode(self, document: ScoreTick) -> list[int]:
         """Raises: InputError: miditok cannot write this piece."""
+        return list(self._tokens(document, merged=True).ids)
+
+    def _tokens(self, document: ScoreTick, *, merged: bool) -> miditok.TokSequence:
         try:
-            return list(self.wrapped.encode(self._on_grid(document), no_preprocess_score=True).ids)
+            return self.wrapped.encode(self._on_grid(document), encode_ids=merged, no_preprocess_score=True)
         except (ArithmeticError, LookupError, ValueError, MemoryError) as error:  # its faults, on odd input
             raise InputError(f"miditok cannot encode this piece ({type(error).__name__}: {error})") from error
 
@@ -210,7 +229,24 @@ class MidiTokenizer:
             track.notes = NoteTickList.from_numpy(
                 notes["time"][order], notes["duration"][order], notes["pitch"][order], notes["velocity"][order]
             )
+        if self.name == "structured":
+            self._place_by_shifts(score)
         return score
+
+    def _place_by_shifts(self, score: ScoreTick) -> None:
+        """Move onsets, in place, to where one time shift a note can reach; else the errors of long ones add up."""
+        shifts = np.array(sorted(self.wrapped._tpb_tokens_to_ticks[score.ticks_per_quarter].values()))  # noqa: SLF001
+        tracks = [track.notes.numpy() for track in score.tracks]
+        onsets = np.unique(np.concatenate([notes["time"] for notes in tracks] or [np.zeros(0, dtype=np.int32)]))
+        placed, reached = np.zeros_like(onsets), 0
+        for i, onset in enumerate(onsets.tolist()):
+            if onset > reached:
+                nearest = int(np.abs(shifts - (onset - reached)).argmin())
+                reached += int(shifts[nearest])
+            placed[i] = reached
+        for track, notes in zip(score.tracks, tracks, strict=True):
+            time = placed[np.searchsorted(onsets, notes["time"])]
+            track.notes = NoteTickList.from_numpy(time, notes["duration"], notes["pitch"], notes["velocity"])
 
     def decode(self, ids: Sequence[int]) -> ScoreTick:
         import miditok
@@ -224,10 +260,12 @@ class MidiTokenizer:
         return score.sort(inplace=True)
 
     def losses(self, document: ScoreTick, ids: Sequence[int]) -> dict[str, int]:
-        """Counts of notes lost, durations and pauses shortened, and metres replaced or moved to a bar line."""
+        """Counts of notes lost, durations and pauses shortened, metres replaced or moved to a bar line, tempos bent."""
         beats = _Beats(document, by_metre=self.wrapped.config.use_time_signatures)
         notes = [track.notes.numpy() for track in document.tracks if len(track.notes)]
         longest = self.wrapped.durations[-1][0]  # beats
+        tempos = list(document.tempos) if self.wrapped.config.use_tempos else []
+        lowest, highest = min(self.wrapped.tempos), max(self.wrapped.tempos)
         clipped = pauses = 0
         if self.name != "midilike":  # which writes the end of a note, not its duration
             clipped = sum(int((part["duration"] > longest * beats.ticks_at(part["time"])).sum()) for part in notes)
@@ -239,6 +277,7 @@ class MidiTokenizer:
             "durations_clipped": clipped,
             "pauses_clipped": pauses,
             "metres_replaced": beats.misfits(set(self.wrapped.time_signatures)),
+            "tempos_clipped": sum(not lowest - 2 <= tempo.qpm <= highest + 2 for tempo in tempos),
         }
 
     def variants(self, document: ScoreTick, n: int) -> list[ScoreTick]:
@@ -282,8 +321,19 @@ class MidiTokenizer:
         self._index()
 
     def _spelled_bars(self, document: ScoreTick) -> list[str]:
-        sequence = self.wrapped.encode(self._on_grid(document), encode_ids=False, no_preprocess_score=True)
+        sequence = self._tokens(document, merged=False)
         return ["".join(chr(id + CHR_ID_START) for id in bar.ids) for bar in sequence.split_per_bars()]
+
+    def as_html(self, document: ScoreTick, prompt: ScoreTick | None) -> str:
+        """The piano roll, prompt and continuation told apart, and a player where sound can be made."""
+        boundary = prompt.end() / prompt.ticks_per_quarter if prompt is not None else None
+        picture = render.picture_bytes(render.piano_roll(document, boundary=boundary), "svg").decode()
+        picture = picture[picture.index("<svg") :]
+        try:
+            sound = base64.b64encode(render.wav_bytes(document)).decode()
+        except InputError as error:
+            return f"{picture}<p>{html.escape(str(error))}</p>"
+        return f'{picture}<br><audio controls src="data:audio/wav;base64,{sound}"></audio>'
 
     def save(self, directory: Path) -> None:
         text = json.dumps(self.wrapped.to_dict(), indent=1)

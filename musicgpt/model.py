@@ -46,14 +46,18 @@ class GPTConfig:
     def __post_init__(self) -> None:
         for name in ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head"):
             value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"{name} is {value!r}; expected a whole number of at least 1")
+            if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value < 2**31:
+                raise ValueError(f"{name} is {value!r}; expected a whole number from 1 to 2,147,483,647")
         if self.n_embd % self.n_head:
             raise ValueError(f"n_embd {self.n_embd} is not a multiple of n_head {self.n_head}")
         for name in ("embd_pdrop", "resid_pdrop", "attn_pdrop"):
             value = getattr(self, name)
             if not isinstance(value, int | float) or not 0 <= value < 1:
                 raise ValueError(f"{name} is {value!r}; expected a probability below 1")
+        for name in ("layer_norm_epsilon", "initializer_range"):
+            value = getattr(self, name)
+            if not isinstance(value, int | float) or not 0 < value < 1:
+                raise ValueError(f"{name} is {value!r}; expected a number between 0 and 1")
 
     @property
     def n_parameters(self) -> int:
@@ -66,6 +70,7 @@ class GPTConfig:
 
 
 PRESETS: Mapping[str, Mapping[str, int]] = {
+    "nano": {"n_layer": 4, "n_head": 4, "n_embd": 128},
     "music-tiny": {"n_layer": 4, "n_head": 4, "n_embd": 256},
     "music-small": {"n_layer": 6, "n_head": 6, "n_embd": 384},
     "music-base": {"n_layer": 8, "n_head": 8, "n_embd": 512},
@@ -76,6 +81,7 @@ PRESETS: Mapping[str, Mapping[str, int]] = {
 }
 """Depth, heads and width by name; vocabulary and context are the caller's.
 
+nano          0.8 M weights in the blocks: first tries, and nanoGPT's small recipe for characters
 music-tiny    3.2 M weights in the blocks: up to about 5 M training ids (some hundred pieces)
 music-small  10.6 M: up to about 50 M ids (some thousand pieces)
 music-base   25.2 M: more than that, still on a laptop

@@ -13,7 +13,7 @@ def make_optimizer(model: nn.Module, *, learning_rate: float, weight_decay: floa
     matrices = [weight for weight in model.parameters() if weight.ndim >= 2]
     vectors = [weight for weight in model.parameters() if weight.ndim < 2]
     groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.95), eps=1e-8, fused=True)
+    return torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.99), eps=1e-8, fused=True)
 
 
 def learning_rate_at(step: int, *, steps: int, peak: float, warmup: float) -> float:

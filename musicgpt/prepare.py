@@ -12,22 +12,26 @@ import json
 import multiprocessing
 import os
 import tempfile
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Executor, ProcessPoolExecutor
-from contextlib import ExitStack, nullcontext
+from concurrent.futures import Executor, Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
+
+from musicgpt.checkpoint import resolve_checkpoint
 from musicgpt.config import PrepareConfig, Progress, Report, no_progress
 from musicgpt.corpus import assign_splits, digest, file_name, find_files
-from musicgpt.errors import InputError, MusicGPTError, TokenizerError
+from musicgpt.errors import CheckpointError, InputError, MusicGPTError, ShardsError, TokenizerError, UsageError
 from musicgpt.files import directory_in_place, write_json
 from musicgpt.shards import FORMAT, MANIFEST, SPLITS, Shards, ShardWriter, is_shards
-from musicgpt.tokenizer import Tokenizer, load_tokenizer, new_tokenizer
+from musicgpt.tokenizer import Tokenizer, default_name, load_tokenizer, new_tokenizer
 
 SAMPLE_IDS = 2_000_000
 """A vocabulary is learned on whole training documents that together hold about this many ids before merging."""
@@ -36,6 +40,7 @@ TRAIN_SHARE = 0.9
 """Where there are too few documents to hold one out, the beginning of each is for training."""
 
 FILES_PER_TASK = 16
+BLOCKS_AHEAD = 32
 TASKS_WORTH_PROCESSES = 8
 """Starting a process costs some seconds of imports: fewer tasks than this run in the one we are in."""
 
@@ -66,7 +71,7 @@ class Job:
 class Encoded:
     """What the second pass makes of one document: its variants by split, its size, and what did not fit."""
 
-    sequences: dict[str, list[list[int]]] = field(default_factory=dict)
+    sequences: dict[str, list[np.ndarray]] = field(default_factory=dict)
     measure: dict[str, float] = field(default_factory=dict)
     losses: dict[str, int] = field(default_factory=dict)
     refusal: str | None = None
@@ -86,21 +91,16 @@ def prepare(
         InputError: nothing in the corpus can be used, or `out` cannot be written.
         TokenizerError: a tokenizer that is unknown or refused.
     """
+    if out.resolve().is_relative_to(corpus.resolve()) and corpus.is_dir():
+        raise UsageError(f"{out} is inside the corpus {corpus}, which it would become part of; choose another --out")
     files = find_files(corpus)
     if not files:
         raise InputError(f"{corpus} holds no files; expected music in it")
-    tokenizer, learns = make_tokenizer(config)
-    source = {
-        "files": digest(files, corpus),
-        "tokenizer": _identity(tokenizer),
-        "vocab_size": config.vocab_size if learns else None,
-        "transpositions": config.transpositions,
-    }
-    if is_shards(out):
-        shards = Shards(out)
-        if shards.manifest.get("source") == source:
-            report(f"{out} was prepared before and nothing has changed")
-            return shards
+    tokenizer, vocab_size = make_tokenizer(config, files)
+    source = _source(corpus, files, config, tokenizer, vocab_size)
+    if _made_from(out, source):
+        report(f"{out} was prepared before and nothing has changed")
+        return Shards(out)
     with ExitStack() as stack:
         basic = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="musicgpt-")))
         beside = stack.enter_context(directory_in_place(out))
@@ -119,9 +119,12 @@ def prepare(
         for n, (path, one) in enumerate(zip(files, found, strict=True)):
             wanted = [(i, splits[value]) for i, value in enumerate(one.fingerprints) if first[value] == (n, i)]
             jobs.append(Job(path, wanted, within, config.transpositions))
-        if learns and config.vocab_size is not None:
-            report(f"learning a vocabulary of {config.vocab_size:,} ids")
-            tokenizer.learn(_sample(tokenizer, jobs), config.vocab_size)
+        if vocab_size is not None:
+            tokenizer.learn(_sample(tokenizer, jobs), vocab_size)
+            report(
+                f"learned a vocabulary of {tokenizer.vocab_size:,} ids, on whole training documents of about "
+                f"{SAMPLE_IDS:,} ids at most"
+            )
         tokenizer.save(beside)
         encoded = _map(executor, partial(_encode, beside, _identity(tokenizer)), jobs)
         names = [file_name(path, corpus) for path in files]
@@ -156,7 +159,8 @@ def _write(
         for split in SPLITS
     }
     with ExitStack() as stack:
-        ledger = stack.enter_context(open(directory / "ledger.jsonl", "w", encoding="utf-8"))
+        # a name that is not UTF-8 is written with escapes
+        ledger = stack.enter_context(open(directory / "ledger.jsonl", "w", encoding="utf-8", errors="backslashreplace"))
         writers = {s: stack.enter_context(ShardWriter(directory, s, tokenizer.vocab_size)) for s in SPLITS}
         for name, found, documents in results:
             ledger.write(
@@ -181,21 +185,54 @@ def _tidy(value: float) -> float:
     return int(value) if value == int(value) else round(value, 3)
 
 
-def make_tokenizer(config: PrepareConfig) -> tuple[Tokenizer[Any], bool]:
-    """A scheme by name, or the tokenizer in a directory (a checkpoint, a run's shards); and whether it has to learn.
+def is_current(corpus: Path, out: Path, config: PrepareConfig) -> bool:
+    """Whether `out` holds just what `prepare` would write there."""
+    files = find_files(corpus)
+    return _made_from(out, _source(corpus, files, config, *make_tokenizer(config, files)))
+
+
+def _source(
+    corpus: Path, files: Sequence[Path], config: PrepareConfig, tokenizer: Tokenizer[Any], vocab_size: int | None
+) -> dict[str, Any]:
+    """All that decides what the shards are, as it stands in their manifest."""
+    return {
+        "files": digest(files, corpus),
+        "tokenizer": _identity(tokenizer),
+        "vocab_size": vocab_size,
+        "transpositions": config.transpositions,
+    }
+
+
+def _made_from(out: Path, source: dict[str, Any]) -> bool:
+    if not is_shards(out):
+        return False
+    try:
+        shards = Shards(out)
+    except ShardsError:
+        return False
+    return bool(shards.manifest["source"] == source) and shards.whole()
+
+
+def make_tokenizer(config: PrepareConfig, files: Sequence[Path]) -> tuple[Tokenizer[Any], int | None]:
+    """A tokenizer by name or out of a directory, and how many ids it has to learn, if any.
 
     Raises:
         TokenizerError: unknown or refused, or a vocabulary asked for that is not the directory's.
     """
-    if not Path(config.tokenizer).is_dir():
-        return new_tokenizer(config.tokenizer), config.vocab_size is not None
-    tokenizer = load_tokenizer(Path(config.tokenizer))
+    name = config.tokenizer or default_name(files, config.kind)
+    if not Path(name).is_dir():
+        tokenizer = new_tokenizer(name)
+        return tokenizer, config.vocab_size or tokenizer.default_vocab_size
+    directory = Path(name)
+    with suppress(CheckpointError):  # a run means its best checkpoint
+        directory = resolve_checkpoint(directory)
+    tokenizer = load_tokenizer(directory)
     if config.vocab_size not in (None, tokenizer.vocab_size):
         raise TokenizerError(
-            f"{config.tokenizer} has {tokenizer.vocab_size} ids and --vocab-size asks for {config.vocab_size}: "
+            f"{name} has {tokenizer.vocab_size} ids and --vocab-size asks for {config.vocab_size}: "
             f"leave --vocab-size out, or name a scheme"
         )
-    return tokenizer, False
+    return tokenizer, None
 
 
 def _identity(tokenizer: Tokenizer[Any]) -> str:
@@ -214,9 +251,23 @@ def _executor(n_files: int, workers: int | None) -> Any:
 
 def _map(executor: Executor | None, function: Callable[[list[A]], list[B]], items: Sequence[A]) -> Iterator[B]:
     """Apply `function` to the items in blocks; the results come in the order of the items."""
-    blocks = [list(items[i : i + FILES_PER_TASK]) for i in range(0, len(items), FILES_PER_TASK)]
-    results = executor.map(function, blocks) if executor else map(function, blocks)
-    return chain.from_iterable(results)
+    blocks = (list(items[i : i + FILES_PER_TASK]) for i in range(0, len(items), FILES_PER_TASK))
+    if executor is None:
+        yield from chain.from_iterable(map(function, blocks))
+        return
+    waiting: deque[Future[list[B]]] = deque()  # so many blocks ahead, and no more in memory
+    try:
+        for block in blocks:
+            waiting.append(executor.submit(function, block))
+            if len(waiting) >= BLOCKS_AHEAD:
+                yield from waiting.popleft().result()
+        while waiting:
+            yield from waiting.popleft().result()
+    except BrokenProcessPool as error:
+        raise InputError(
+            "a process that reads the corpus died, on a file that breaks a parser or for lack of memory; "
+            "--workers 1 shows which"
+        ) from error
 
 
 @lru_cache(maxsize=2)
@@ -260,12 +311,13 @@ def _encode_document(tokenizer: Tokenizer[Any], document: Any, split: str, job: 
         return Encoded(refusal=str(error))
     if job.within:
         cuts = [int(len(ids) * TRAIN_SHARE) for ids in encoded]
-        sequences = {
+        lists = {
             "train": [bos + ids[:cut] for ids, cut in zip(encoded, cuts, strict=True)],
             "val": [bos + encoded[0][cuts[0] :] + end],
         }
     else:
-        sequences = {split: [bos + ids + end for ids in encoded]}
+        lists = {split: [bos + ids + end for ids in encoded]}
+    sequences = {name: [np.array(ids, dtype=np.uint32) for ids in variants] for name, variants in lists.items()}
     return Encoded(sequences, tokenizer.measure(document), tokenizer.losses(document, encoded[0]))
 
 
@@ -287,8 +339,9 @@ def _sample(tokenizer: Tokenizer[Any], jobs: Sequence[Job]) -> Iterator[Any]:
             if split == "train" or job.within:
                 variants = tokenizer.variants(document, job.variants)
                 variant = variants[n % len(variants)]
-                total += len(tokenizer.encode(variant))
-                yield variant
+                with suppress(MusicGPTError):  # the ledger will name it
+                    total += len(tokenizer.encode(variant))
+                    yield variant
         if total >= SAMPLE_IDS:
             return
 

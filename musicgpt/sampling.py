@@ -37,7 +37,7 @@ class SamplingConfig:
         if not 0 <= self.temperature < float("inf"):
             raise ValueError(f"temperature is {self.temperature}; expected 0 (greedy) or more")
         if self.top_k is not None and self.top_k < 1:
-            raise ValueError(f"top_k is {self.top_k}; expected at least 1, or none for no limit")
+            raise ValueError(f"top_k is {self.top_k}; expected at least 1 (no limit: --no-top-k, or None)")
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise ValueError(f"top_p is {self.top_p}; expected a share above 0, at most 1")
         if self.min_p is not None and not 0 <= self.min_p <= 1:
@@ -63,13 +63,14 @@ def sample(logits: Tensor, config: SamplingConfig, uniform: Tensor) -> Tensor:
         return logits.argmax(dim=-1)
     k = min(config.top_k or logits.shape[-1], logits.shape[-1])
     values, ids = logits.float().topk(k, dim=-1)  # (B, k), falling
-    probabilities = ((values - values[:, :1]) / config.temperature).softmax(dim=-1)
+    # in double precision: in single, a temperature of 1e-50 would be 0
+    probabilities = ((values - values[:, :1]).double() / config.temperature).softmax(dim=-1)
     if config.top_p is not None:  # keep an id while those before it do not yet hold top_p
         before = probabilities.cumsum(dim=-1) - probabilities
         probabilities = probabilities.where(before < config.top_p, 0.0)
     if config.min_p is not None:
         probabilities = probabilities.where(probabilities >= config.min_p * probabilities[:, :1], 0.0)
-    cumulative = probabilities.double().cumsum(dim=-1)
+    cumulative = probabilities.cumsum(dim=-1)
     threshold = uniform.double()[:, None] * cumulative[:, -1:]
     chosen = (cumulative <= threshold).sum(dim=-1, keepdim=True)
     # rounding may put the threshold on the total itself: then it is the last id that has any probability

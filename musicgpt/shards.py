@@ -60,7 +60,7 @@ class ShardWriter:
         self.file = open(self.paths[0], "wb")
         return self
 
-    def add(self, sequences: Iterable[Sequence[int]]) -> None:
+    def add(self, sequences: Iterable[Sequence[int] | np.ndarray]) -> None:
         """One document: its variants, complete with BOS and EOS."""
         for sequence in sequences:
             self.file.write(np.asarray(sequence, dtype=self.dtype).tobytes())
@@ -100,6 +100,13 @@ class Shards:
     def vocab_size(self) -> int:
         return int(self.manifest["vocab_size"])
 
+    def whole(self) -> bool:
+        """Whether every file is as long as the manifest says."""
+        try:
+            return all(self.split(name) is not None for name in SPLITS)
+        except ShardsError:
+            return False
+
     def split(self, name: str) -> Shard:
         """Raises: ShardsError: its files are missing or cut short."""
         assert name in SPLITS, name
@@ -123,4 +130,8 @@ class Shards:
 
 
 def is_shards(directory: Path) -> bool:
-    return (directory / MANIFEST).is_file()
+    """Whether a manifest of ours is there; many other things are called manifest.json."""
+    try:
+        return {"format", "splits", "source"} <= set(read_json(directory / MANIFEST))
+    except InputError:
+        return False

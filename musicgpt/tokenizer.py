@@ -13,11 +13,11 @@ from typing import Any, Protocol, TypeVar
 from musicgpt.errors import InputError, TokenizerError
 from musicgpt.files import read_json
 from musicgpt.midi_tokenizer import MidiTokenizer
+from musicgpt.text_tokenizer import NAMES, VOCABULARIES, TextTokenizer
 
 D = TypeVar("D")
 
 CONFIG_NAME = "tokenizer_config.json"
-DEFAULT_NAME = "remi"
 
 
 class Tokenizer(Protocol[D]):
@@ -38,6 +38,8 @@ class Tokenizer(Protocol[D]):
     """The keys of `measure`."""
     loss_kinds: tuple[str, ...]
     """The keys of `losses`."""
+    prints: bool
+    """Whether a document is a str, which a terminal shows as it comes."""
 
     @property
     def vocab_size(self) -> int: ...
@@ -47,6 +49,9 @@ class Tokenizer(Protocol[D]):
     def eos_id(self) -> int: ...
     @property
     def pad_id(self) -> int | None: ...
+    @property
+    def default_vocab_size(self) -> int | None:
+        """How many ids `learn` is asked for where the user does not say; None: it is complete as it is."""
 
     def read(self, path: Path) -> tuple[list[D], list[str]]:
         """A file -> its documents (a tune book holds many), and remarks on what was read differently.
@@ -88,37 +93,56 @@ class Tokenizer(Protocol[D]):
             TokenizerError: a size below that of the basic vocabulary, or a vocabulary already learned.
         """
 
+    def as_html(self, document: D, prompt: D | None) -> str:
+        """How a notebook shows a document, and of it the beginning that was given as a prompt."""
+
     def save(self, directory: Path) -> None:
         """Write tokenizer.json, and tokenizer_config.json that says which kind it is."""
 
 
-KINDS: dict[str, Any] = {"midi": MidiTokenizer}
+KINDS: dict[str, Any] = {"midi": MidiTokenizer, "text": TextTokenizer}
 """The `kind` of tokenizer_config.json -> the class that loads such a directory."""
+
+DEFAULTS = {"music": "remi", "text": "bpe"}
+"""What a user calls the kind of a corpus -> the tokenizer it gets when none is named."""
 
 
 def new_tokenizer(name: str) -> Tokenizer[Any]:
-    """A scheme by name, with its basic vocabulary: remi, tsd, midilike, structured.
+    """By name: remi, tsd, midilike, structured for music; bpe, bytes, characters for text.
 
     Raises:
         TokenizerError: a name that is unknown, or known and refused; the message says why.
     """
-    return MidiTokenizer.new(name)
+    tokenizer: Tokenizer[Any] = TextTokenizer.new(name) if name.lower() in NAMES else MidiTokenizer.new(name)
+    return tokenizer
+
+
+def default_name(files: Iterable[Path], kind: str | None) -> str:
+    """The tokenizer for a corpus: that of its kind; where none is said, text if it has text files and no music."""
+    if kind is None:
+        suffixes = {path.suffix.lower() for path in files}
+        kind = (
+            "text" if suffixes & set(TextTokenizer.suffixes) and not suffixes & set(MidiTokenizer.suffixes) else "music"
+        )
+    return DEFAULTS[kind]
 
 
 def load_tokenizer(directory: Path) -> Tokenizer[Any]:
-    """A directory that `save` wrote, a checkpoint included -> its tokenizer.
+    """A directory that `save` wrote, a checkpoint included, or one with GPT-2's vocabulary -> its tokenizer.
 
     Raises:
         TokenizerError: no tokenizer there, or one that is refused.
     """
-    if not (directory / CONFIG_NAME).is_file():
-        raise TokenizerError(
-            f"{directory} holds no tokenizer: expected {CONFIG_NAME} and tokenizer.json beside each other"
-        )
     try:
-        kind = read_json(directory / CONFIG_NAME).get("kind")
+        kind = read_json(directory / CONFIG_NAME).get("kind") if (directory / CONFIG_NAME).is_file() else None
+        if kind is None and (directory / "tokenizer.json").is_file():  # another's: miditok's says its scheme
+            kind = "midi" if "tokenization" in read_json(directory / "tokenizer.json") else "text"
     except InputError as error:
         raise TokenizerError(str(error)) from error
+    if kind is None and any((directory / name).is_file() for names in VOCABULARIES for name in names):
+        kind = "text"
+    if kind is None:
+        raise TokenizerError(f"{directory} holds no tokenizer: expected {CONFIG_NAME} and tokenizer.json")
     if kind not in KINDS:
         raise TokenizerError(f"{directory / CONFIG_NAME} says kind {kind!r}; expected {' or '.join(map(repr, KINDS))}")
     tokenizer: Tokenizer[Any] = KINDS[kind].load(directory)

@@ -19,7 +19,7 @@ import shutil
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -30,13 +30,13 @@ from safetensors.torch import load_file, save_file
 
 from musicgpt import __version__
 from musicgpt.batches import IGNORED, Batches, windows_in_order
-from musicgpt.checkpoint import load_model, resolve_checkpoint, save_model
+from musicgpt.checkpoint import device_named, load_model, resolve_checkpoint, save_model
 from musicgpt.compose import LanguageModel
 from musicgpt.config import PrepareConfig, Progress, Report, TrainConfig, flag, no_progress
 from musicgpt.corpus import resolve_corpus
 from musicgpt.errors import CheckpointError, InputError, MusicGPTError, ShardsError, UsageError
 from musicgpt.evaluate import baselines, mean_loss
-from musicgpt.files import directory_in_place, read_json, recover, write_json
+from musicgpt.files import directory_in_place, read_json, recover, write_bytes, write_json
 from musicgpt.model import GPT, PRESETS, GPTConfig
 from musicgpt.optim import default_learning_rate, learning_rate_at, make_optimizer
 from musicgpt.prepare import prepare
@@ -49,6 +49,9 @@ PRESET_FOR_IDS = (("music-tiny", 5_000_000), ("music-small", 50_000_000), ("musi
 PASSES = 10
 LEAST_STEPS = 200
 """How often each training id is seen when no number of steps is given, and how few steps are still worth it."""
+
+LEAST_INTERVAL = 50
+"""Steps between checkpoints, where not said otherwise: each costs a validation and a sample, some seconds."""
 
 VALIDATION_IDS = 65_536
 SAMPLE_IDS = 256
@@ -90,40 +93,55 @@ def train(
     Raises:
         MusicGPTError: anything a user can mend: corpus, flags, checkpoint, room on the disk, a loss that is not finite.
     """
+    if run.exists() and not run.is_dir():
+        raise UsageError(f"{run} is a file; choose another --out")
     recorded = read_json(run / "run.json") if (run / "run.json").is_file() else None
-    if recorded is not None and not resume:
-        if not force:
-            raise UsageError(
-                f"{run} holds a run: go on with --resume, choose another --out, or replace it with --force"
-            )
-        for part in ("last", "best", "samples"):
-            shutil.rmtree(run / part, ignore_errors=True)
-    if resume and recorded is not None:
+    if recorded is not None and not resume and not force:
+        raise UsageError(f"{run} holds a run: go on with --resume, choose another --out, or replace it with --force")
+    if resume and not run.exists():
+        raise UsageError(f"{run} does not exist; there is nothing to resume")
+    resume = resume and recorded is not None
+    if resume:
+        assert recorded is not None
+        if recorded["corpus"] != corpus:
+            raise UsageError(f"{run} was begun on {recorded['corpus']}, not on {corpus}; name that to resume it")
         config, prepare_config = _configs_of(recorded, config, prepare_config, given)
         init_from = recorded["init_from"]
-    elif resume and not run.exists():
-        raise UsageError(f"{run} does not exist; there is nothing to resume")
-    if init_from is not None:
-        _refuse_with_init_from(given - (set(recorded["chosen"]) if resume and recorded else set()))
+    elif init_from is not None:
+        for name in ("preset", "n_positions", "tokenizer", "vocab_size"):
+            if name in given:
+                raise UsageError(
+                    f"{flag(name)} does not go with --init-from: shape and vocabulary are the checkpoint's"
+                )
         prepare_config = replace(prepare_config, tokenizer=str(resolve_checkpoint(init_from)))
+    if config.preset is not None and config.preset not in PRESETS:
+        raise UsageError(f"--preset {config.preset} is unknown; expected one of {', '.join(PRESETS)}")
+    device = device_named(config.device)
     path = resolve_corpus(corpus, report)
-    shards = (
-        Shards(path)
-        if is_shards(path)
-        else prepare(path, run / "shards", prepare_config, report=report, progress=progress)
-    )
+    if is_shards(path):
+        shards = Shards(path)
+    elif resume and is_shards(run / "shards"):
+        shards = Shards(run / "shards")  # as they were, whatever became of the corpus: their ids are the model's
+    else:
+        try:
+            shards = prepare(path, run / "shards", prepare_config, report=report, progress=progress)
+        except MusicGPTError:
+            with suppress(OSError):  # nothing came of it: leave no empty folder behind
+                run.rmdir()
+            raise
     tokenizer = load_tokenizer(shards.directory)
-    device = torch.device(config.device or _best_device())
-    model = _make_model(config, shards, tokenizer, init_from, report)
-    config = _decide(config, model.config, shards, device, report)
+    resume = resume and _has_state(run / "last")
+    model = _make_model(config, shards, tokenizer, run / "last" if resume else init_from, report)
+    config = _decide(replace(config, n_positions=model.config.n_positions), model.config, shards, device, report)
     model.to(device).train()
     assert config.learning_rate is not None
     state = State(model, make_optimizer(model, learning_rate=config.learning_rate, weight_decay=config.weight_decay))
-    if resume and _has_state(run / "last"):
+    if resume:
         _load_state(run / "last", state)
         report(f"resuming {run} behind step {state.step:,}")
-    elif resume:
-        report(f"{run} has no checkpoint yet: starting at step 0")
+    else:
+        for part in ("last", "best", "samples"):  # of the run that --force replaces
+            shutil.rmtree(run / part, ignore_errors=True)
     _cut_metrics(run, state.step)
     write_json(
         run / "run.json",
@@ -132,7 +150,6 @@ def train(
             "init_from": init_from,
             "train": asdict(config),
             "prepare": asdict(prepare_config),
-            "chosen": sorted(given),
             "model": asdict(model.config),
             "versions": {"musicgpt": __version__, "torch": torch.__version__, "python": platform.python_version()},
         },
@@ -158,19 +175,13 @@ def _configs_of(
         raise CheckpointError(f"run.json was written by another version: {error}") from error
 
 
-def _refuse_with_init_from(given: set[str] | frozenset[str]) -> None:
-    for name in ("preset", "n_positions", "tokenizer", "vocab_size"):
-        if name in given:
-            raise UsageError(f"{flag(name)} does not go with --init-from: shape and vocabulary are the checkpoint's")
-
-
 def _make_model(
-    config: TrainConfig, shards: Shards, tokenizer: Tokenizer[Any], init_from: str | None, report: Report
+    config: TrainConfig, shards: Shards, tokenizer: Tokenizer[Any], start: str | Path | None, report: Report
 ) -> GPT:
-    """New weights of the preset, or those of a checkpoint; dropout is the config's either way."""
+    """New weights of the preset, or those of the checkpoint to start from; dropout is the config's either way."""
     dropout: dict[str, Any] = {"embd_pdrop": config.dropout, "resid_pdrop": config.dropout, "attn_pdrop": 0.0}
-    if init_from is not None:
-        directory = resolve_checkpoint(init_from)
+    if start is not None:
+        directory = resolve_checkpoint(start)
         weights = load_model(directory)
         if (directory / "tokenizer.json").read_bytes() != (shards.directory / "tokenizer.json").read_bytes():
             raise ShardsError(
@@ -186,8 +197,6 @@ def _make_model(
         n_ids = shards.manifest["splits"]["train"]["ids_of_originals"]
         preset = next(name for name, most in PRESET_FOR_IDS if n_ids <= most)
         report(f"preset {preset}: the one for {n_ids:,} training ids")
-    if preset not in PRESETS:
-        raise UsageError(f"--preset {preset} is unknown; expected one of {', '.join(PRESETS)}")
     shape = GPTConfig(
         vocab_size=tokenizer.vocab_size,
         n_positions=config.n_positions,
@@ -216,7 +225,7 @@ def _decide(config: TrainConfig, shape: GPTConfig, shards: Shards, device: torch
         )
     assert config.steps is not None
     if config.checkpoint_every is None:
-        config = replace(config, checkpoint_every=max(1, config.steps // 20))
+        config = replace(config, checkpoint_every=max(min(LEAST_INTERVAL, config.steps), config.steps // 20))
     if config.micro_batch is None:
         fits = max(1, MICRO_BATCH_IDS // shape.n_positions)
         config = replace(config, micro_batch=max(n for n in range(1, fits + 1) if config.batch_size % n == 0))
@@ -226,10 +235,6 @@ def _decide(config: TrainConfig, shape: GPTConfig, shards: Shards, device: torch
     if config.learning_rate is None:
         config = replace(config, learning_rate=default_learning_rate(shape.n_embd))
     return config
-
-
-def _best_device() -> str:
-    return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
 
 
 def _has_bfloat16(device: torch.device) -> bool:
@@ -256,6 +261,8 @@ def _loop(
     n_positions = state.model.config.n_positions
     train_split, val_split = shards.split("train"), shards.split("val")
     batches = Batches(train_split, batch_size=config.batch_size, n_positions=n_positions, seed=config.seed, **special)
+    if val_split.n_documents == 0:
+        raise ShardsError(f"{shards.directory} has nothing to validate on; give more pieces")
     windows = windows_in_order(val_split, n_positions=n_positions, limit=VALIDATION_IDS, **special)
     autocast = torch.bfloat16 if config.dtype == "bfloat16" else None
     if state.step == 0:
@@ -270,12 +277,16 @@ def _loop(
             row["tokens_per_second"] = round(config.batch_size * n_positions / (time.perf_counter() - began), 1)
             row["epoch"] = round(batches.epoch(state.step), 4)
             interrupted = bool(stop)
-            if state.step % config.checkpoint_every == 0 or state.step == config.steps or interrupted:
+            if state.step % config.checkpoint_every == 0 or state.step == config.steps:
                 row["val_loss"] = mean_loss(state.model, windows, autocast)
+                if not math.isfinite(row["val_loss"]):  # nothing of this is worth a checkpoint
+                    raise _not_finite(f"the validation loss behind step {state.step}", batches, state.step - 1, run)
                 best = row["val_loss"] < state.best
                 state.best = min(state.best, row["val_loss"])
                 _save(state, tokenizer, run, best)
                 _write_sample(state, tokenizer, run, config.seed)
+            elif interrupted:  # without a validation, which the run would not have made here by itself
+                _save(state, tokenizer, run, best=False)
             row["seconds"] = round(time.perf_counter() - began, 3)
             metrics.write(json.dumps(row) + "\n")
             metrics.flush()
@@ -309,19 +320,20 @@ def _step(
         total += float(loss.detach())
     norm = float(torch.nn.utils.clip_grad_norm_(state.model.parameters(), config.grad_clip))
     if not math.isfinite(total) or not math.isfinite(norm):
-        kept = (
-            f"the last good checkpoint is {run / 'last'}"
-            if _has_state(run / "last")
-            else "no checkpoint was written yet"
-        )
-        raise MusicGPTError(
-            f"the loss of step {state.step + 1} is not finite ({total}, gradient {norm}); training documents "
-            f"{batches.documents(state.step)}; {kept}. Try a lower --learning-rate, or --dtype float32"
-        )
+        raise _not_finite(f"the loss of step {state.step + 1} ({total}, gradient {norm})", batches, state.step, run)
     state.optimizer.step()
     state.optimizer.zero_grad(set_to_none=True)
     state.step += 1
     return {"loss": total, "learning_rate": learning_rate, "grad_norm": norm}
+
+
+def _not_finite(what: str, batches: Batches, step: int, run: Path) -> MusicGPTError:
+    good = _has_state(run / "last")
+    kept = f"the last good checkpoint is {run / 'last'}" if good else "no checkpoint was written yet"
+    return MusicGPTError(
+        f"{what} is not finite; training documents of the batch: {batches.documents(step)}; {kept}. "
+        f"Try a lower --learning-rate, or --dtype float32"
+    )
 
 
 def _save(state: State, tokenizer: Tokenizer[Any], run: Path, best: bool) -> None:
@@ -331,6 +343,9 @@ def _save(state: State, tokenizer: Tokenizer[Any], run: Path, best: bool) -> Non
         for name, weight in state.model.named_parameters()
         for key, value in state.optimizer.state[weight].items()
     }
+    if best:  # first: `last` says how good it is, and must not say so of one that was never written
+        with directory_in_place(run / "best") as beside:
+            save_model(beside, state.model, tokenizer)
     with directory_in_place(run / "last") as beside:
         save_model(beside, state.model, tokenizer)
         try:
@@ -338,9 +353,6 @@ def _save(state: State, tokenizer: Tokenizer[Any], run: Path, best: bool) -> Non
         except (OSError, SafetensorError) as error:
             raise InputError(f"cannot write {run / 'last'}: {error}") from error
         write_json(beside / "training_state.json", {"step": state.step, "best": state.best})
-    if best:
-        with directory_in_place(run / "best") as beside:
-            save_model(beside, state.model, tokenizer)
 
 
 def _has_state(directory: Path) -> bool:
@@ -350,7 +362,6 @@ def _has_state(directory: Path) -> bool:
 
 def _load_state(directory: Path, state: State) -> None:
     values = read_json(directory / "training_state.json")
-    state.model.load_state_dict(load_model(directory).state_dict())
     try:
         moments = load_file(directory / "optimizer.safetensors")
     except (OSError, SafetensorError) as error:
@@ -384,7 +395,7 @@ def _cut_metrics(run: Path, step: int) -> None:
                     kept.append(line + "\n")
             except (ValueError, KeyError):
                 break  # a line that a kill cut short; what follows was never written
-    path.write_text("".join(kept), encoding="utf-8")
+    write_bytes(path, "".join(kept).encode())
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from pathlib import Path
 
@@ -49,22 +50,43 @@ def test_targets_are_the_next_ids_and_a_certain_bos_is_none(shard: Shard) -> Non
         assert not (targets == BOS).any()
 
 
+def in_stream_order(made: Batches, steps: int) -> list[int]:
+    """The ids of the first windows, put back into the order in which they stand in the stream."""
+    windows = {}
+    for step in range(steps):
+        for start, ids in zip(made._starts(step), made[step][0], strict=True):
+            windows[start] = ids.tolist()
+    return [id for start in sorted(windows) for id in windows[start]]
+
+
 def test_in_an_epoch_every_document_comes_once_in_one_variant(shard: Shard) -> None:
     made = batches(shard)
     length = next(step for step in range(1000) if made.epoch(step) >= 1)
-    stream = torch.cat([made[step][0].flatten() for step in range(2 * length + 2)]).tolist()
+    stream = in_stream_order(made, 2 * length)
     whole = [tuple(shard.sequence(i).tolist()) for i in range(90)]
     document_of = {sequence: i // 3 for i, sequence in enumerate(whole)}
     pieces, current = [], []
-    for id in stream:
+    for id in stream[: made._epoch_starts[1]]:
         if id == BOS:
             current = []
         current.append(id)
         if id == EOS:
             pieces.append(document_of[tuple(current)])
-    assert sorted(pieces[:30]) == list(range(30))
-    assert sorted(pieces[30:60]) == list(range(30))
-    assert pieces[:30] != pieces[30:60]
+    assert sorted(pieces) == list(range(30))
+    assert pieces != sorted(pieces)
+    assert made._plan(1).order.tolist() != pieces
+
+
+def test_every_window_of_the_stream_comes_once_and_none_beside_its_neighbour(shard: Shard) -> None:
+    made = batches(shard, batch_size=1)
+    starts = [made._starts(step)[0] for step in range(400)]
+    assert len(set(starts)) == 400
+    epochs = [made._epoch_of(start) for start in starts]
+    assert epochs == sorted(epochs)  # an epoch is finished before the next begins
+    done = epochs.index(epochs[-1])
+    assert sorted(starts[:done]) == [16 * i for i in range(done)]
+    neighbours = sum(b - a == 16 for a, b in itertools.pairwise(starts))
+    assert neighbours < 40
 
 
 def test_the_variant_changes_from_epoch_to_epoch(shard: Shard) -> None:

@@ -9,7 +9,6 @@ import symusic
 
 import musicgpt
 from musicgpt.errors import InputError, UsageError
-from musicgpt.sampling import SamplingConfig
 
 
 @pytest.fixture(scope="module")
@@ -25,6 +24,7 @@ def test_a_piece_continues_its_prompt(model: musicgpt.LanguageModel, folk: Path,
     assert isinstance(piece.document, symusic.core.ScoreTick)
     piece.save(tmp_path / "out.mid")
     assert symusic.Score(tmp_path / "out.mid").note_num() == piece.document.note_num()
+    assert model.generate(folk / "003.mid", prompt_tokens=60, max_new_tokens=80, seed=3).ids == piece.ids
     alone = model.generate(prompt=prompt, max_new_tokens=80, seed=3, include_prompt=False)
     assert alone.ids == piece.new_ids
 
@@ -47,10 +47,9 @@ def test_seeds_decide_and_samples_are_independent_of_their_number(model: musicgp
 
 
 def test_music_longer_than_the_context_goes_on(model: musicgpt.LanguageModel) -> None:
-    greedy = SamplingConfig(temperature=0)
-    piece = model.generate(max_new_tokens=400, sampling=greedy)
+    piece = model.generate(max_new_tokens=400, temperature=0)
     assert len(piece.new_ids) == 400 or piece.new_ids[-1] == model.tokenizer.eos_id
-    hot = model.generate(max_new_tokens=400, sampling=SamplingConfig(temperature=1.5, top_k=None), seed=5)
+    hot = model.generate(max_new_tokens=400, temperature=1.5, top_k=None, seed=5)
     assert hot.new_ids
 
 
@@ -59,13 +58,20 @@ def test_what_cannot_be_asked_is_refused(model: musicgpt.LanguageModel, tmp_path
         InputError, match=r"the prompt is 500 ids long and the model's context holds 127.*--prompt-tokens 64"
     ):
         model.generate(prompt=[5] * 500)
-    with pytest.raises(InputError, match="cannot read"):
+    with pytest.raises(InputError, match="there is no file"):
         model.generate(prompt=tmp_path / "missing.mid")
-    for wrong in ({"max_new_tokens": 0}, {"seed": -1}):
+    for wrong in ({"max_new_tokens": 0}, {"seed": -1}, {"prompt_tokens": 0}):
         with pytest.raises(UsageError, match="expected at least"):
             model.generate(**wrong)
-    with pytest.raises(UsageError, match="num_samples 0"):
-        model.generate_many(0)
+    for n in (0, 10**8):
+        with pytest.raises(UsageError, match=f"num_samples {n}: expected at least 1, at most 1,024"):
+            model.generate_many(n)
+    with pytest.raises(UsageError, match="the prompt has the id 1000000; expected 0 to"):
+        model.generate(prompt=[10**6])
+    with pytest.raises(UsageError, match="top_k is 0"):
+        model.generate(top_k=0)
+    with pytest.raises(TypeError, match="top_n"):
+        model.generate(top_n=3)
 
 
 def test_public_names_are_the_ones_listed() -> None:

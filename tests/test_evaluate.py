@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import math
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from musicgpt.batches import IGNORED
-from musicgpt.evaluate import PRIOR, baselines, mean_loss
+from musicgpt.checkpoint import load
+from musicgpt.cli import main
+from musicgpt.errors import ShardsError
+from musicgpt.evaluate import PRIOR, baselines, copy_baseline, evaluate, mean_loss, windows_of
 from musicgpt.model import GPT, GPTConfig
-from musicgpt.shards import Shard
+from musicgpt.shards import Shard, Shards
 
 
 def test_baselines_are_their_formulas() -> None:
@@ -47,3 +53,84 @@ def test_the_mean_is_over_targets_not_over_windows() -> None:
         parts = [float(model.loss(ids, targets)) * targets.numel() for ids, targets in windows]
     assert loss == pytest.approx(sum(parts) / 19, rel=1e-5)
     assert was
+
+
+@pytest.mark.parametrize("stride", [1, 3, 8, 16])
+@pytest.mark.parametrize("length", [2, 16, 17, 18, 100])
+def test_every_id_but_the_first_is_scored_once_with_context(length: int, stride: int) -> None:
+    document = np.arange(length)
+    scored = []
+    for ids, targets in windows_of([document], 16, stride):
+        assert ids.shape == targets.shape
+        assert ids.shape[1] <= 16
+        kept = targets != IGNORED
+        assert (targets[kept] == ids[kept] + 1).all()
+        before = kept[0].nonzero()[0].item() + 1  # ids of context for the first target
+        assert before >= min(16 - stride + 1, int(targets[kept][0]))
+        scored += targets[kept].tolist()
+    assert scored == list(range(1, length))
+
+
+def test_the_loss_of_a_run_is_what_plain_arithmetic_gives(run: Path) -> None:
+    found = evaluate(run, run / "shards", report=print)
+    model, tokenizer = load(run)
+    shards = Shards(run / "shards")
+    shard = shards.split("val")
+    total, count = 0.0, 0
+    with torch.inference_mode():
+        for i in range(shard.n_documents):
+            ids = shard.sequence(i).astype(np.int64).tolist()
+            for position in range(1, len(ids)):  # each id with a window of its own, cut where ours are
+                end = position + 1 if position <= 128 else position + 1 + (-(position - 128)) % 64
+                start = max(0, min(end, len(ids)) - 1 - 128) if position > 128 else 0
+                logits = model(torch.tensor([ids[start:position]]))[0, -1]
+                total -= float(logits.log_softmax(-1)[ids[position]])
+                count += 1
+            if count > 600:
+                break
+    few = [shard.sequence(i).astype(np.int64) for i in range(i + 1)]
+    assert mean_loss(model, list(windows_of(few, 128, 64))) == pytest.approx(total / count, rel=1e-4)
+    said = shards.manifest["splits"]["val"]
+    assert found["tokens"] == said["ids"] - said["documents"]
+    assert found["perplexity"] == pytest.approx(math.exp(found["loss"]))
+    nats = found["loss"] * found["tokens"]
+    assert found["bits_per_note"] == pytest.approx(nats / math.log(2) / said["notes"])
+    assert found["bits_per_second"] == pytest.approx(nats / math.log(2) / said["seconds"])
+    assert set(found["baselines"]) == {"unigram", "bigram", "copy"}
+    assert tokenizer.units == ("notes", "seconds")
+
+
+def test_copying_is_good_where_all_repeats_and_useless_where_nothing_does() -> None:
+    random = np.random.default_rng(0)
+    repeats, noise = np.tile(random.integers(3, 100, 50), 40), random.integers(3, 100, 2000)
+    for stream, low, high in ((repeats, 0.0, 0.2), (noise, 4.4, 5.0)):
+        train = Shard(stream.astype("<u2"), np.array([0, len(stream)]), np.array([0, 1]))
+        assert low < copy_baseline(train, [stream], 100) < high
+
+
+def test_evaluate_on_files_and_as_json(
+    run: Path, folk: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    few = tmp_path / "few"
+    few.mkdir()
+    for path in sorted(folk.iterdir())[:5]:
+        shutil.copy(path, few)
+    main(f"evaluate {run} {few} --json".split())
+    found = json.loads(capsys.readouterr().out)
+    keys = {"loss", "perplexity", "bits_per_note", "bits_per_second", "bits_per_byte", "tokens", "baselines"}
+    assert keys <= set(found)
+    assert found["bits_per_byte"] is None
+    main(f"evaluate {run} {run / 'shards'} --split test".split())
+    said = capsys.readouterr().out
+    assert "loss (nats per token)" in said
+    assert "bits per note compare only at equal grid" in said
+
+
+def test_shards_of_another_tokenizer_and_an_empty_split_are_refused(run: Path, folk: Path, tmp_path: Path) -> None:
+    main(f"prepare {folk} --out {tmp_path / 'tsd'} --tokenizer tsd --transpositions 1".split())
+    with pytest.raises(ShardsError, match="was prepared with another tokenizer"):
+        evaluate(run, tmp_path / "tsd", report=print)
+    (tmp_path / "one").mkdir()
+    shutil.copy(folk / "000.mid", tmp_path / "one")
+    with pytest.raises(ShardsError, match=r"the split test of .* is empty"):
+        evaluate(run, tmp_path / "one", split="test", report=print)

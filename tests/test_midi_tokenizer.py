@@ -244,6 +244,28 @@ def test_long_durations_and_pauses_of_the_other_schemes_are_kept() -> None:
         assert again.end() / again.ticks_per_quarter == score.end() / 480
 
 
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_onsets_move_by_no_more_than_the_grid(scheme: str, corpora: list[Path]) -> None:
+    """Half a step of the grid; for Structured half a step of its coarsest, however long the piece."""
+    tokenizer = MidiTokenizer.new(scheme)
+    for score in scores_of(corpora):
+        if len({s.denominator for s in score.time_signatures} | {4}) > 1 or len(score.time_signatures) > 1:
+            continue  # where a metre begins within a bar, the grid moves with it
+        again = tokenizer.decode(tokenizer.encode(score))
+        before, after = (
+            np.sort([n.time / s.ticks_per_quarter for track in s.tracks for n in track.notes]) for s in (score, again)
+        )
+        assert np.abs(before - after).max() <= (0.26 if scheme == "structured" else 0.5 / 24 + 0.022)
+
+
+def test_tempos_beyond_the_range_are_counted() -> None:
+    score = score_with()
+    for i, tempo_bpm in enumerate((5, 120, 400)):
+        score.tempos.append(symusic.Tempo(i * 480, tempo_bpm))
+    tokenizer = MidiTokenizer.new("remi")
+    assert tokenizer.losses(score, tokenizer.encode(score))["tempos_clipped"] == 2
+
+
 def test_variants_are_transpositions_around_the_original(tunes: list[symusic.Score]) -> None:
     tokenizer = MidiTokenizer.new("remi")
     variants = tokenizer.variants(tunes[0], 5)

@@ -87,17 +87,22 @@ def test_the_commands_of_the_readme_run(
         (tmp_path / name).symlink_to(folk)
     (tmp_path / "phrase.mid").write_bytes((folk / "004.mid").read_bytes())
     (tmp_path / "runs").mkdir()
+    for name in ("notes.txt", "tinyshakespeare.txt"):
+        (tmp_path / name).write_text((ROOT / "README.md").read_text())
     arguments = command.split()[1:]
     shape = "--n-positions 32 --batch-size 1 --steps 1 --transpositions 1".split()
     if arguments[0] == "train":
         if "--resume" in arguments:
             main(["train", arguments[1], "--out", "runs/mine", *shape])
         if "--init-from" in arguments:
-            (tmp_path / "runs" / "pop909").symlink_to(run)
+            (tmp_path / "runs" / "folk").symlink_to(run)
             shape = shape[2:]  # the context is the checkpoint's
         arguments += shape
-    elif arguments[0] == "generate":
+    else:
         for name in ("mine", "pop909", "folk", "demo"):
             (tmp_path / "runs" / name).symlink_to(run)
+        if arguments[1] in ("runs/text", "runs/shakespeare"):
+            main(["train", "notes.txt", "--out", arguments[1], *shape])
+    if arguments[0] == "generate":
         arguments += "--max-new-tokens 20 --prompt-tokens 40".split()
     main(arguments)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import random
 import shutil
+import zipfile
 from collections import Counter
 from pathlib import Path
 
@@ -148,13 +151,13 @@ def test_all_that_is_difficult_in_one_go(shared: Path, tmp_path: Path) -> None:
     assert len(shards.split("val").ids) > 0
 
 
-@pytest.mark.parametrize("what", ["nothing", "only a text", "a missing folder"])
+@pytest.mark.parametrize("what", ["nothing", "only another", "a missing folder"])
 def test_a_folder_with_nothing_usable_leaves_nothing_behind(what: str, tmp_path: Path) -> None:
     corpus = tmp_path / "corpus"
     corpus.mkdir()
-    if what == "only a text":
-        (corpus / "a.txt").write_text("hello")
-    with pytest.raises(InputError, match=r"holds no files|none of the 1 files .*a.txt is no music file"):
+    if what == "only another":
+        (corpus / "a.pdf").write_text("hello")
+    with pytest.raises(InputError, match=r"holds no files|none of the 1 files .*a.pdf is no music file"):
         prepare(corpus, tmp_path / "shards", ONE_KEY, report=quiet)
     assert not (tmp_path / "shards").exists()
 
@@ -201,3 +204,73 @@ def test_a_note_that_the_scheme_cannot_write_is_counted(tmp_path: Path) -> None:
     prepare(corpus, tmp_path / "shards", ONE_KEY, report=said.append)
     assert any("3 durations clipped" in text for text in said)
     assert {line["durations_clipped"] for line in ledger(tmp_path / "shards").values()} == {1}
+
+
+def test_names_that_are_odd_and_links_are_in_the_ledger(folk: Path, tmp_path: Path) -> None:
+    corpus, elsewhere = tmp_path / "corpus", tmp_path / "elsewhere"
+    corpus.mkdir()
+    elsewhere.mkdir()
+    files = sorted(folk.iterdir())
+    for i, name in enumerate((b"caf\xe9.mid", "日本.mid".encode(), b"a b;c.mid")):
+        shutil.copy(files[i], os.fsencode(corpus) + b"/" + name)
+    shutil.copy(files[4], elsewhere / "linked.mid")
+    (corpus / "folder").symlink_to(elsewhere)
+    (corpus / "loop").symlink_to(corpus)
+    (corpus / "nowhere.mid").symlink_to(tmp_path / "missing")
+    prepare(corpus, tmp_path / "shards", ONE_KEY, report=quiet)
+    lines = ledger(tmp_path / "shards")
+    assert len(lines) == 5
+    assert lines["nowhere.mid"]["status"] == "refused"
+    assert lines["folder/linked.mid"]["status"] == "kept"
+
+
+def test_a_piece_without_end_costs_that_piece(folk: Path, tmp_path: Path) -> None:
+    corpus = tmp_path / "corpus"
+    shutil.copytree(folk, corpus)
+    for i in range(5):
+        score = symusic.Score(1)
+        score.tracks.append(symusic.Track())
+        score.tracks[0].notes.append(symusic.Note(0, 1, 60, 64))
+        score.tracks[0].notes.append(symusic.Note(2**28 + i, 1, 60, 64))
+        (corpus / f"long{i}.mid").write_bytes(score.dumps_midi())
+    prepare(corpus, tmp_path / "shards", PrepareConfig(transpositions=1, vocab_size=1500), report=quiet)
+    line = ledger(tmp_path / "shards")["long0.mid"]
+    assert "quarter notes long; expected at most 50,000" in str(line["reason"])
+
+
+def test_musicxml_that_kills_verovio_costs_that_file(folk: Path, folk_books: Path, tmp_path: Path) -> None:
+    """Real scores with bytes overwritten: some are read, some are not; none takes the rest along."""
+    corpus = tmp_path / "corpus"
+    corpus.mkdir()
+    shutil.copy(folk_books / "bach" / "bwv269.mxl", corpus)
+    with zipfile.ZipFile(folk_books / "bach" / "bwv269.mxl") as packed:
+        name = next(name for name in packed.namelist() if name.endswith("xml") and "META" not in name)
+        data = packed.read(name)
+    for seed in range(6):
+        dice, spoiled = random.Random(seed), bytearray(data)
+        for _ in range(40):
+            spoiled[dice.randrange(len(spoiled))] = dice.choice(b'0123456789<>/"')
+        (corpus / f"spoiled{seed}.musicxml").write_bytes(spoiled)
+    for path in sorted(folk.iterdir())[:3]:
+        shutil.copy(path, corpus)
+    prepare(corpus, tmp_path / "shards", ONE_KEY, report=quiet)
+    lines = ledger(tmp_path / "shards")
+    assert len(lines) == 10
+    assert lines["bwv269.mxl"]["status"] == "kept"
+
+
+def test_damaged_shards_are_made_again(folk: Path, tmp_path: Path) -> None:
+    out = tmp_path / "shards"
+    prepare(folk, out, ONE_KEY, report=quiet)
+    whole = (out / "train.ids").read_bytes()
+    (out / "train.ids").write_bytes(whole[:-2])
+    prepare(folk, out, ONE_KEY, report=quiet)
+    assert (out / "train.ids").read_bytes() == whole
+
+
+def test_a_manifest_of_something_else_is_a_file_like_any(folk: Path, tmp_path: Path) -> None:
+    corpus = tmp_path / "corpus"
+    shutil.copytree(folk, corpus)
+    (corpus / "manifest.json").write_text('{"name": "a web page"}')
+    prepare(corpus, tmp_path / "shards", ONE_KEY, report=quiet)
+    assert ledger(tmp_path / "shards")["manifest.json"]["status"] == "refused"

@@ -18,11 +18,10 @@ import torch
 from safetensors.torch import load_file
 
 from musicgpt import train as train_module
-from musicgpt.checkpoint import load_model, save_model
+from musicgpt.checkpoint import load_model
 from musicgpt.cli import main
 from musicgpt.config import PrepareConfig, TrainConfig
 from musicgpt.errors import MusicGPTError, ShardsError, UsageError
-from musicgpt.model import GPT
 from musicgpt.prepare import prepare
 from musicgpt.train import train
 
@@ -196,7 +195,7 @@ def test_flags_that_do_not_go_together_are_refused(run: Path, folk: Path, shards
             given=frozenset(["preset"]),
             init_from=str(run),
         )
-    with pytest.raises(UsageError, match="--preset huge is unknown; expected one of music-tiny"):
+    with pytest.raises(UsageError, match="--preset huge is unknown; expected one of nano, music-tiny"):
         train(str(shards), tmp_path / "no", TrainConfig(preset="huge"), prepared, report=quiet)
     other = PrepareConfig(tokenizer="tsd", transpositions=1)
     prepare(folk, tmp_path / "tsd", other, report=quiet)
@@ -204,28 +203,64 @@ def test_flags_that_do_not_go_together_are_refused(run: Path, folk: Path, shards
         train(str(tmp_path / "tsd"), tmp_path / "no", config, prepared, init_from=str(run), report=quiet)
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(run: Path, folk: Path, tmp_path: Path) -> None:
-    spoiled = load_model(run)
-    with torch.no_grad():
-        spoiled.wte.weight[7] = float("nan")
-    broken = tmp_path / "broken"
-    shutil.copytree(run / "best", broken)
-    save_model(broken, GPT(spoiled.config).requires_grad_(False))
-    model = load_model(broken)
-    model.load_state_dict(spoiled.state_dict())
-    save_model(broken, model)
-    with pytest.raises(
-        MusicGPTError,
-        match=r"the loss of step 1 is not finite .*training documents \[\d.*no checkpoint was written yet",
+def test_a_loss_that_is_not_finite_stops_the_run(shards: Path, tmp_path: Path) -> None:
+    config = TrainConfig(steps=9, batch_size=2, n_positions=64, learning_rate=1e30, grad_clip=1e30, checkpoint_every=1)
+    with pytest.raises(MusicGPTError) as caught:
+        train(str(shards), tmp_path / "run", config, PrepareConfig(), report=quiet)
+    said = str(caught.value)
+    assert re.search(r"^the (validation )?loss (of|behind) step \d.* is not finite; training documents .*\[\d", said)
+    assert "no checkpoint was written yet" in said
+    assert not (tmp_path / "run" / "last").exists()
+
+
+def test_a_resumed_run_keeps_its_data_whatever_became_of_the_corpus(folk: Path, tmp_path: Path) -> None:
+    corpus, run = tmp_path / "corpus", tmp_path / "run"
+    shutil.copytree(folk, corpus)
+    command = f"train {corpus} --out {run} {SMALL} --transpositions 1 --vocab-size 1500"
+    main(f"{command} --steps 2".split())
+    before = (run / "shards" / "train.ids").read_bytes(), (run / "last" / "tokenizer.json").read_bytes()
+    for path in sorted(corpus.iterdir())[:20]:
+        path.unlink()
+    main(f"{command} --steps 4 --resume".split())
+    assert before == ((run / "shards" / "train.ids").read_bytes(), (run / "last" / "tokenizer.json").read_bytes())
+    with pytest.raises(UsageError, match=r"was begun on .*, not on"):
+        train(str(folk), run, TrainConfig(), PrepareConfig(), resume=True, report=quiet)
+
+
+def test_a_mistake_costs_nothing_of_an_older_run(run: Path, folk: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    names = sorted(path.relative_to(copy) for path in copy.rglob("*"))
+    for corpus, config in (
+        ("nowhere", TrainConfig()),
+        (str(folk), TrainConfig(preset="no")),
+        (str(folk), TrainConfig(device="no")),
     ):
-        train(
-            str(folk),
-            tmp_path / "run",
-            TrainConfig(steps=2, batch_size=8),
-            PrepareConfig(),
-            init_from=str(broken),
-            report=quiet,
-        )
+        with pytest.raises(MusicGPTError):
+            train(corpus, copy, config, PrepareConfig(), force=True, report=quiet)
+    assert sorted(path.relative_to(copy) for path in copy.rglob("*")) == names
+    other = tmp_path / "run.old"
+    other.mkdir()
+    (other / "mine.txt").touch()
+    main(f"generate {copy} --max-new-tokens 5 -o {tmp_path / 'a.mid'}".split())
+    assert (other / "mine.txt").exists()
+
+
+def test_a_run_inside_its_corpus_is_refused(folk: Path, tmp_path: Path) -> None:
+    shutil.copytree(folk, tmp_path / "corpus")
+    with pytest.raises(UsageError, match="is inside the corpus"):
+        train(str(tmp_path / "corpus"), tmp_path / "corpus" / "run", TrainConfig(), PrepareConfig(), report=quiet)
+
+
+def test_a_fine_tuned_run_resumes_without_what_it_began_with(run: Path, folk: Path, tmp_path: Path) -> None:
+    base, tuned = tmp_path / "base", tmp_path / "tuned"
+    shutil.copytree(run / "best", base)
+    command = f"train {folk} --out {tuned} --batch-size 2 --checkpoint-every 2 --transpositions 1"
+    main(f"{command} --init-from {base} --steps 2".split())
+    assert json.loads((tuned / "run.json").read_text())["train"]["n_positions"] == 128
+    shutil.rmtree(base)
+    main(f"{command} --steps 4 --resume".split())
+    assert len(rows(tuned)) == 4
 
 
 def test_a_full_disk_keeps_the_last_good_checkpoint_and_says_so(shards: Path, tmp_path: Path) -> None:
@@ -250,3 +285,14 @@ def test_a_full_disk_keeps_the_last_good_checkpoint_and_says_so(shards: Path, tm
     assert sorted(path.name for path in run.iterdir() if "tmp" in path.name) == []
     main([*command, "--steps", "4", "--resume"])
     assert [row["step"] for row in rows(run)] == [1, 2, 3, 4]
+
+
+def test_tensorboard_reads_what_is_written_for_it(shards: Path, tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    main(f"train {shards} --out {tmp_path / 'run'} {SMALL} --steps 4 --tensorboard".split())
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
+    assert [round(event.value, 4) for event in events.Scalars("loss")] == [
+        round(x, 4) for x in losses(tmp_path / "run")
+    ]
+    assert [event.step for event in events.Scalars("val_loss")] == [2, 4]
