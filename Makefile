@@ -7,7 +7,7 @@ BIN := .venv/bin
 # beforehand with the index that pytorch.org names
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint fuzz bench clean
 
 .venv/demo: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -22,7 +22,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --co
 demo: .venv/demo
 	$(BIN)/musicgpt train folk --out runs/demo --preset music-tiny --n-positions 512 --transpositions 1 \
 		--steps 220 --batch-size 8 --checkpoint-every 110 --force
-	$(BIN)/musicgpt generate runs/demo --max-new-tokens 400 --force -o demo.mid
+	$(BIN)/musicgpt generate runs/demo --prompt jig --bars 12 --temperature 0.9 --force -o demo.mid
 
 lint: .venv/test
 	$(BIN)/ruff check .
@@ -32,6 +32,14 @@ lint: .venv/test
 
 test: lint
 	$(BIN)/python -m pytest
+
+# long: 100,000 ids of every kind of tokenizer, every length on real prompts; results are kept in docs/fuzz.txt
+fuzz: .venv/test
+	$(BIN)/python -m pytest tests/test_grammar.py -k "sampled or exact" --ids 100000 --durations=0 | tee docs/fuzz.txt
+
+# on a quiet machine: what the grammar gives and costs, for a run of POP909
+bench: .venv/test
+	$(BIN)/python benchmarks/grammar.py runs/pop909 | tee docs/grammar.txt
 
 clean:
 	rm -rf .venv build dist *.egg-info

@@ -1,14 +1,21 @@
 """Shards -> batches; a pure function of (seed, step), so resuming needs the step number and nothing else.
 
 All training documents, shuffled anew each epoch and each in one of its variants, make one endless stream that is cut
-into windows of T ids; those that begin in an epoch are visited in an order of their own, so that the windows of one
-document do not come side by side. Nothing is padded, every id is a target once an epoch, and a window may hold the end
-of one document and the beginning of the next, with EOS and BOS between them, as in GPT-2.
+at every T ids; the windows that begin in an epoch are visited in an order of their own, so that those of one document
+do not come side by side. Nothing is padded, and a window may hold the end of one document and the beginning of the
+next, with EOS and BOS between them, as in GPT-2.
+
+A window begins where the tokenizer says that one may, at the cut or behind it, and where no such place is left in the
+document, with the next. For text that is the cut itself, and every id is a target once an epoch. For music it is a bar
+line: the window begins with a header that says what holds there, which is no target, and goes on for as many ids as T
+leaves. So an id near a cut may be a target twice in an epoch, or not at all; the cuts fall elsewhere in the next. Where
+it would take half a window to go to the next bar and say what holds there, it begins at the cut, as text does.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections.abc import Callable
 from functools import lru_cache
 
 import numpy as np
@@ -20,6 +27,9 @@ from musicgpt.shards import Shard
 IGNORED = -100
 """A target that is not scored."""
 
+Window = Callable[[np.ndarray, int], tuple[int, list[int]]]
+"""A document's ids and the earliest place -> where a window may begin, and its header: a tokenizer's `window`."""
+
 
 class Batches:
     """`batches[step]` -> ids and targets of that step, each (batch_size, T) int64.
@@ -30,24 +40,39 @@ class Batches:
         ValueError: no ids to make windows of.
     """
 
-    def __init__(self, shard: Shard, *, batch_size: int, n_positions: int, seed: int, bos_id: int, eos_id: int) -> None:
+    def __init__(
+        self,
+        shard: Shard,
+        *,
+        window: Window,
+        batch_size: int,
+        n_positions: int,
+        seed: int,
+        bos_id: int,
+        eos_id: int,
+    ) -> None:
         if shard.n_documents == 0 or len(shard.ids) < 2:
             raise ValueError("the training split is empty")
         self.shard = shard
+        self.window = window
         self.batch_size = batch_size
         self.n_positions = n_positions
         self.seed = seed
+        self.eos_id = eos_id
         self.unscored = bos_id if bos_id != eos_id else None
         self._epoch_starts = [0]  # position in the stream of each epoch, as far as they were needed
 
     def __getitem__(self, step: int) -> tuple[Tensor, Tensor]:
         T = self.n_positions
-        windows = np.stack([self._read(start, T + 1) for start in self._starts(step)])
-        batch = torch.from_numpy(windows)
-        ids, targets = batch[:, :-1], batch[:, 1:]
+        begins = [self._begin(cut) for cut in self._cuts(step)]
+        windows = [np.concatenate((header, self._read(start, T + 1 - len(header)))) for start, header in begins]
+        batch = torch.from_numpy(np.stack(windows))
+        ids, targets = batch[:, :-1], batch[:, 1:].clone()
+        for row, (_, header) in zip(targets, begins, strict=True):
+            row[: max(0, len(header) - 1)] = IGNORED
         if self.unscored is not None:
             targets = targets.where(targets != self.unscored, IGNORED)
-        return ids.contiguous(), targets.contiguous()
+        return ids.contiguous(), targets
 
     def epoch(self, step: int) -> float:
         """How many times the corpus has been seen when `step` begins."""
@@ -59,8 +84,9 @@ class Batches:
         """The numbers of the training documents that the windows of a step touch."""
         T = self.n_positions
         touched: set[int] = set()
-        for position in self._starts(step):
-            end = position + T + 1
+        for cut in self._cuts(step):
+            position, header = self._begin(cut)
+            end = position + T + 1 - len(header)
             while position < end:
                 epoch = self._epoch_of(position)
                 plan = self._plan(epoch)
@@ -69,19 +95,37 @@ class Batches:
                 position = self._epoch_starts[epoch] + int(plan.ends[n])
         return sorted(touched)
 
-    def _starts(self, step: int) -> list[int]:
-        """Where in the stream the windows of a step begin."""
+    def _begin(self, cut: int) -> tuple[int, np.ndarray]:
+        """A cut -> where in the stream the window begins that belongs to it, and the header before that."""
+        epoch = self._epoch_of(cut)
+        plan = self._plan(epoch)
+        within = cut - self._epoch_starts[epoch]
+        n = plan.sequence_at(within)
+        sequence = self.shard.sequence(int(plan.sequences[n]))
+        length = len(sequence)
+        first = length - (int(plan.ends[n]) - within)
+        if self.unscored is not None and sequence[-1] != self.eos_id:  # a piece whose end is for validation
+            sequence = np.append(sequence, self.eos_id)
+        start, header = self.window(sequence, first) if first else (0, [])
+        if start - first + len(header) > self.n_positions // 2:  # else what stands in long bars would never be learned
+            start, header = first, []
+        if first < start and sequence[start] == self.eos_id:  # nothing is left of this document
+            start = length
+        return cut + start - first, np.array(header, dtype=np.int64)
+
+    def _cuts(self, step: int) -> list[int]:
+        """Where the stream is cut for the windows of a step."""
         T = self.n_positions
-        starts = []
+        cuts = []
         for number in range(step * self.batch_size, (step + 1) * self.batch_size):
             epoch = self._epoch_of(number * T)  # as many windows are visited in it as begin in it
             first = -(-self._epoch_starts[epoch] // T)
-            starts.append((first + int(self._order(epoch)[number - first])) * T)
-        return starts
+            cuts.append((first + int(self._order(epoch)[number - first])) * T)
+        return cuts
 
     @lru_cache(maxsize=2)  # noqa: B019 as below
     def _order(self, epoch: int) -> np.ndarray:
-        """A permutation of the windows that begin in an epoch."""
+        """A permutation of the cuts in an epoch."""
         start = self._epoch_starts[epoch]
         end = start + len(self._plan(epoch))
         count = -(-end // self.n_positions) - -(-start // self.n_positions)

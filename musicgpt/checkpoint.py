@@ -12,7 +12,10 @@ config that this GPT-2 does not implement is refused by name.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
+import tempfile
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -62,6 +65,9 @@ WITHOUT_MEANING = {
     "use_cache", "_attn_implementation_autoset", "_num_labels", "num_labels",
 }  # fmt: skip
 """Fields that change no logit: bookkeeping, and what only other heads or the `generate` of transformers read."""
+
+NOT_OF_THE_OUTPUT = ("embd_pdrop", "resid_pdrop", "attn_pdrop", "initializer_range", "bos_token_id", "eos_token_id")
+"""Fields of GPTConfig that change no logit; special ids are the tokenizer's."""
 
 
 def parse_config(values: dict[str, Any], name: str) -> GPTConfig:
@@ -181,6 +187,30 @@ def load_model(directory: str | Path, *, device: str | torch.device = "cpu") -> 
     if head is not None and not torch.equal(head.to(dtype), weights["wte.weight"]):
         raise CheckpointError(f"{directory} has a head of its own (lm_head.weight); expected one tied to wte.weight")
     return from_weights(config, weights)
+
+
+def model_sha256(model: GPT) -> str:
+    """A hash of the weights, their precision and the shape: the same for each layout of files and each device."""
+    shape = {name: value for name, value in asdict(model.config).items() if name not in NOT_OF_THE_OUTPUT}
+    found = hashlib.sha256(json.dumps(shape, sort_keys=True).encode())
+    for name, weight in sorted(model.state_dict().items()):
+        found.update(f"\n{name} {weight.dtype} {tuple(weight.shape)}\n".encode())
+        # as bytes: NumPy has no bfloat16
+        found.update(weight.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return found.hexdigest()
+
+
+def tokenizer_sha256(tokenizer: Tokenizer[Any]) -> str:
+    """A hash of what `save` writes, but for the versions of libraries and the note to the reader."""
+    found = hashlib.sha256()
+    with tempfile.TemporaryDirectory(prefix="musicgpt-") as folder:
+        tokenizer.save(Path(folder))
+        for path in sorted(Path(folder).iterdir()):
+            values = {
+                key: value for key, value in read_json(path).items() if key != "note" and not key.endswith("_version")
+            }
+            found.update(f"\n{path.name} {json.dumps(values, sort_keys=True)}".encode())
+    return found.hexdigest()
 
 
 def _fetch(name: str, revision: str | None) -> Path:

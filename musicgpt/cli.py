@@ -12,10 +12,13 @@ from typing import Any, NoReturn, TypeVar, get_args, get_type_hints
 
 from musicgpt import __version__
 from musicgpt.config import PrepareConfig, TrainConfig, flag
+from musicgpt.constraints import Constraints
 from musicgpt.errors import MusicGPTError, UsageError
 from musicgpt.sampling import SamplingConfig
 
 A = TypeVar("A")
+
+METAVARS = {str: "NAME", int: "N", float: "X"}
 
 
 class Parser(argparse.ArgumentParser):
@@ -78,18 +81,33 @@ def make_parser() -> Parser:
         help="a checkpoint, a run (its best one), or organisation/model of the Hugging Face Hub",
     )
     generate.add_argument("--revision", metavar="NAME", help="branch, tag or commit of a model on the Hugging Face Hub")
-    generate.add_argument("--prompt", metavar="PHRASE", help="a file to continue; for text, the words themselves")
+    generate.add_argument(
+        "--prompt",
+        metavar="PHRASE",
+        help="what to continue: a file, ABC written out, or a phrase that ships (a wrong name lists them); "
+        "for text, the words themselves",
+    )
     generate.add_argument(
         "--task",
         choices=("summarize", "translate"),
         help="GPT-2's zero-shot prompts, made of the file given as --prompt",
     )
+    generate.add_argument("--prompt-bars", metavar="N", type=int, help="use the first N bars of the prompt")
     generate.add_argument("--prompt-tokens", metavar="N", type=int, help="use the first N ids of the prompt")
-    generate.add_argument("--no-include-prompt", action="store_true", help="write the new part only")
+    generate.add_argument("--no-include-prompt", action="store_true", help="write the new part only, from bar 1 on")
+    generate.add_argument("--bars", metavar="N", type=int, help="exactly N new bars")
+    generate.add_argument("--seconds", metavar="X", type=float, help="new music of X seconds, to the beat")
     generate.add_argument(
-        "--max-new-tokens", metavar="N", type=int, default=512, help="at most this many new ids (512)"
+        "--max-new-tokens", metavar="N", type=int, help="at most N new ids (512 where no length is given)"
     )
     generate.add_argument("--num-samples", metavar="N", type=int, default=1, help="so many results, as one batch (1)")
+    generate.add_argument(
+        "--best-of",
+        metavar="N",
+        type=int,
+        default=1,
+        help="keep the likeliest of N, by the model itself (1)",
+    )
     generate.add_argument("--seed", metavar="N", type=int, default=0, help="another number, another result (0)")
     generate.add_argument(
         "--no-top-k",
@@ -99,12 +117,17 @@ def make_parser() -> Parser:
         default=argparse.SUPPRESS,
         help="no limit on the candidates",
     )
+    generate.add_argument("--stream", action="store_true", help="also print each note as it is made, as a JSON line")
+    generate.add_argument(
+        "--replay", metavar="MIDI", type=Path, help="make this file again, from what is written in it"
+    )
     generate.add_argument("--device", default="cpu", help="cpu, cuda, mps (cpu)")
     generate.add_argument("--force", action="store_true", help="overwrite OUT")
     generate.add_argument(
         "-o", "--out", metavar="OUT", type=Path, help="where to write; out-1, out-2 … for several (out)"
     )
-    _add_fields(generate, SamplingConfig)
+    _add_fields(generate.add_argument_group("how ids are chosen"), SamplingConfig)
+    _add_fields(generate.add_argument_group("what the music keeps to"), Constraints)
 
     render = _verb(verbs, "render", _render, "turn a piece into sound (.wav) or a piano roll (.png, .svg)")
     render.add_argument("piece", metavar="MIDI", type=Path, help="a file of music")
@@ -140,10 +163,21 @@ def _verb(verbs: Any, name: str, function: Any, text: str) -> Parser:
     return parser
 
 
-def _add_fields(parser: Parser, config: type) -> None:
+def _add_fields(parser: Any, config: type) -> None:
     """A flag for each field; one that is not given leaves no trace, so that defaults are the dataclass's own."""
     hints = get_type_hints(config)
     for field in fields(config):
+        if not field.init:
+            continue
+        if field.default == ():
+            parser.add_argument(
+                flag(field.name),
+                action="append",
+                default=argparse.SUPPRESS,
+                metavar="WHAT",
+                help=field.metadata["help"],
+            )
+            continue
         kinds = [kind for kind in (get_args(hints[field.name]) or (hints[field.name],)) if kind is not type(None)]
         default = "" if field.default is None else f" ({field.default})"
         parser.add_argument(
@@ -151,7 +185,7 @@ def _add_fields(parser: Parser, config: type) -> None:
             type=kinds[0],
             default=argparse.SUPPRESS,
             choices=field.metadata.get("choices"),
-            metavar=None if "choices" in field.metadata else {str: "NAME", int: "N", float: "X"}[kinds[0]],
+            metavar=None if "choices" in field.metadata else field.metadata.get("metavar", METAVARS[kinds[0]]),
             help=field.metadata["help"] + default,
         )
 
@@ -222,7 +256,9 @@ def _prepare(options: argparse.Namespace) -> None:
 
 
 def _generate(options: argparse.Namespace) -> None:
-    sampling, _ = _chosen(options, SamplingConfig)
+    sampling, sampling_given = _chosen(options, SamplingConfig)
+    constraints, names_given = _chosen(options, Constraints)
+    given = {name: getattr(constraints, name) for name in names_given}
     if options.checkpoint is None:
         raise UsageError("no model ships with this version yet; name a checkpoint or a run, or train one first")
     from musicgpt.compose import load
@@ -238,26 +274,37 @@ def _generate(options: argparse.Namespace) -> None:
         document, _ = model.tokenizer.prompt(options.prompt)
         print(model.task(options.task, document, seed=options.seed))
         return
-    prompt_ids = model.prompt_ids(options.prompt, _report)
-    if options.prompt_tokens is not None:
-        if options.prompt_tokens < 1:
-            raise UsageError(f"--prompt-tokens {options.prompt_tokens}: expected at least 1")
-        prompt_ids = prompt_ids[: options.prompt_tokens]
-    asked: dict[str, Any] = {"max_new_tokens": options.max_new_tokens, "seed": options.seed, **asdict(sampling)}
-    if prints and options.num_samples == 1 and out is None:
-        if not options.no_include_prompt:
-            print(model.tokenizer.decode(prompt_ids), end="")
-        for text in model.stream_text(prompt_ids, **asked):
-            print(text, end="", flush=True)
-        print()
+    if options.replay is not None:
+        asked_too = [flag(name) for name in ("prompt", "bars", "seconds", "max_new_tokens") if getattr(options, name)]
+        asked_too += [flag(name) for name in sorted(names_given | sampling_given)]
+        if asked_too:
+            raise UsageError(f"--replay takes everything from the file: leave out {asked_too[0]}")
+        piece = model.replay(options.replay, _report)
+        piece.save(paths[0])
+        print(paths[0])
         return
-    pieces = model.generate_many(options.num_samples, prompt_ids, include_prompt=not options.no_include_prompt, **asked)
-    for i, piece in enumerate(pieces):
-        if paths:
-            piece.save(paths[i])
-            print(paths[i])
-        else:
-            print(f"--- {i + 1}\n{piece.document}")
+    lengths = ("prompt_bars", "prompt_tokens", "bars", "seconds", "max_new_tokens", "seed")
+    asked = {name: getattr(options, name) for name in lengths}
+    asked |= {"include_prompt": not options.no_include_prompt, "report": _report, **asdict(sampling), **given}
+    if options.num_samples == options.best_of == 1 and (options.stream or (prints and out is None)):
+        stream = model.stream(options.prompt, **asked)
+        if prints and not options.no_include_prompt:
+            print(model.tokenizer.decode(stream.prompt_ids), end="")
+        for part in stream:
+            print(part if prints else json.dumps(asdict(part)), end="" if prints else "\n", flush=True)
+        if prints:
+            print()
+        pieces = [stream.piece()]
+    elif options.stream:
+        raise UsageError("--stream shows one piece: leave out --num-samples and --best-of")
+    else:
+        pieces = model.generate_many(options.num_samples, options.prompt, best_of=options.best_of, **asked)
+        if prints and not paths:
+            print("\n".join(f"--- {i}\n{piece.document}" for i, piece in enumerate(pieces, 1)))
+    for piece, path in zip(pieces, paths, strict=False):
+        piece.save(path)
+        if not options.stream:
+            print(path)
 
 
 def _outputs(out: Path, suffix: str, n: int, force: bool) -> list[Path]:

@@ -1,33 +1,66 @@
-"""A model with its tokenizer: prompt in, finished piece out. The public face is `musicgpt.load`."""
+"""A model with its tokenizer: prompt in, finished piece out. The public face is `musicgpt.load`.
+
+Music is sampled under the grammar: it begins on the bar line behind the prompt, has the length that was asked for to
+the bar or the beat, and is well formed. Text is sampled as it comes.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field, fields
+from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from musicgpt import checkpoint
+import torch
+from symusic.core import ScoreTick
+
+from musicgpt import __version__, checkpoint, midi
 from musicgpt.config import Report
+from musicgpt.constraints import Constraints, program_name
 from musicgpt.errors import InputError, UsageError
-from musicgpt.generate import generate
+from musicgpt.generate import generate, log_likelihood
+from musicgpt.grammar import Grammar
+from musicgpt.midi_tokenizer import MidiTokenizer
 from musicgpt.model import GPT
+from musicgpt.provenance import provenance_text, read_provenance
 from musicgpt.sampling import SamplingConfig
+from musicgpt.state import Note
 from musicgpt.tasks import TASKS, first_sentences
 from musicgpt.tokenizer import Tokenizer
+from musicgpt.vocabulary import Vocabulary
 
 MAX_SAMPLES = 1024
 """Each sample has a cache of its own."""
 
+MAX_PROMPT_IDS = 100_000
+"""They are written into the result, and mido reads at most a million characters of text."""
+
+MAX_NEW_TOKENS = 512
+"""Where no length is asked for."""
+
+CONSTRAINT_NAMES = {field.name for field in fields(Constraints) if field.init}
+
+Prompt = str | Path | Sequence[int] | Any
+"""A file, a phrase that ships, ABC or text written out; ids; or a document (a Score, for music)."""
+
 
 @dataclass(frozen=True)
 class Piece:
-    """One result: the ids of the prompt, those that the model added, and both (or the new ones alone) decoded."""
+    """One result: the ids of the prompt and those behind it, and both, or the new part alone, as a document."""
 
     prompt_ids: list[int]
     new_ids: list[int]
     include_prompt: bool
     tokenizer: Tokenizer[Any]
+    boundary: float = 0.0
+    """Quarter notes from the beginning of the prompt to the bar line at which the new music begins."""
+    end: float | None = None
+    """Quarter notes to the closing bar line, where a length was asked for."""
+    provenance: dict[str, Any] = field(default_factory=dict)
+    """What made it: settings, seed, hashes, prompt; written into a MIDI file."""
 
     @property
     def ids(self) -> list[int]:
@@ -36,7 +69,10 @@ class Piece:
     @property
     def document(self) -> Any:
         """A `symusic.Score` from a model of music, a str from a model of text."""
-        return self.tokenizer.decode(self.ids)
+        if self.include_prompt or not isinstance(self.tokenizer, MidiTokenizer):
+            return self.tokenizer.decode(self.ids)
+        score = self.tokenizer.decode(self.prompt_ids + self.new_ids)
+        return midi.from_tick(score, round(self.boundary * score.ticks_per_quarter))
 
     @property
     def score(self) -> Any:
@@ -44,117 +80,127 @@ class Piece:
         return self.document
 
     def _repr_html_(self) -> str:
-        prompt = self.tokenizer.decode(self.prompt_ids) if self.include_prompt and self.prompt_ids else None
+        boundary = self.boundary if self.include_prompt and self.prompt_ids else None
+        prompt = self.tokenizer.decode(self.prompt_ids) if boundary is not None else None
         return self.tokenizer.as_html(self.document, prompt)
 
     def save(self, path: str | Path) -> None:
         """Raises: InputError: the file cannot be written."""
-        self.tokenizer.write(self.document, Path(path))
+        if not isinstance(self.tokenizer, MidiTokenizer):
+            self.tokenizer.write(self.document, Path(path))
+            return
+        score = self.document
+        end = None if self.end is None else self.end - (0 if self.include_prompt else self.boundary)
+        tick = None if end is None else round(end * score.ticks_per_quarter)
+        midi.write_midi(score, Path(path), end=tick, text=provenance_text(self.provenance))
 
 
 class LanguageModel:
     """What `musicgpt.load` gives: a GPT-2 and the tokenizer it was trained with.
 
-    >>> model = musicgpt.load("runs/mine")                      # doctest: +SKIP
-    >>> piece = model.generate(prompt="phrase.mid", seed=7)     # doctest: +SKIP
-    >>> piece.save("out.mid")                                   # doctest: +SKIP
+    >>> model = musicgpt.load("runs/mine")                             # doctest: +SKIP
+    >>> piece = model.generate(prompt="phrase.mid", bars=8, seed=7)    # doctest: +SKIP
+    >>> piece.save("out.mid")                                          # doctest: +SKIP
     """
 
     def __init__(self, model: GPT, tokenizer: Tokenizer[Any]) -> None:
         self.model = model.eval()
         self.tokenizer = tokenizer
 
-    def generate(self, prompt: str | Path | Sequence[int] | None = None, **options: Any) -> Piece:
+    @cached_property
+    def vocabulary(self) -> Vocabulary:
+        """What the grammar knows of the ids. Raises: UsageError: a model of text has no such thing."""
+        if not isinstance(self.tokenizer, MidiTokenizer):
+            raise UsageError("this is a model of text: it has no bars, instruments or notes")
+        return Vocabulary(self.tokenizer)
+
+    @cached_property
+    def hashes(self) -> dict[str, str]:
+        return {
+            "checkpoint": checkpoint.model_sha256(self.model),
+            "tokenizer": checkpoint.tokenizer_sha256(self.tokenizer),
+        }
+
+    def generate(self, prompt: Prompt = None, **options: Any) -> Piece:
         """One piece; the options are those of `generate_many`."""
         return self.generate_many(1, prompt, **options)[0]
 
     def generate_many(
         self,
         num_samples: int,
-        prompt: str | Path | Sequence[int] | None = None,
+        prompt: Prompt = None,
         *,
-        prompt_tokens: int | None = None,
-        max_new_tokens: int = 512,
-        seed: int = 0,
-        include_prompt: bool = True,
-        **sampling: Any,
+        best_of: int = 1,
+        report: Report = lambda text: None,
+        **options: Any,
     ) -> list[Piece]:
-        """Continue a prompt (a path, or ids; None begins a piece), in `num_samples` ways, as one batch.
+        """Continue a prompt (None begins a piece) in `num_samples` ways, as one batch.
 
-        Of a long prompt, `prompt_tokens` takes the first ids.
-        `sampling` takes the fields of `SamplingConfig`: temperature, top_k, top_p, min_p.
+        `bars`, `seconds`: so much new music, exactly that many bars, or within a beat of so many seconds;
+        `max_new_tokens`: at most so many ids, cut back to the last complete note (512 where nothing is asked for).
+        `prompt_bars`, `prompt_tokens`: use the first of the prompt only. `include_prompt`: whether it is in the result.
+        `seed`: another number, another result. `best_of`: make so many for each, and keep the one the model finds most
+        likely. The fields of `Constraints` say what the music keeps to, those of `SamplingConfig` how ids are chosen.
+        `report` gets a line for each thing in the prompt that had to be changed.
 
         Raises:
-            InputError: the prompt cannot be read, or is longer than the model's context.
-            UsageError: a number outside its range.
+            InputError: the prompt cannot be read, or no note fits what was asked.
+            UsageError: a number outside its range, or something this tokenizer cannot express.
         """
-        if prompt_tokens is not None and prompt_tokens < 1:
-            raise UsageError(f"prompt_tokens {prompt_tokens}: expected at least 1")
-        prompt_ids = self.prompt_ids(prompt)[:prompt_tokens]
-        steps = self.stream(prompt_ids, num_samples=num_samples, max_new_tokens=max_new_tokens, seed=seed, **sampling)
-        rows: list[list[int]] = [[] for _ in range(num_samples)]
-        for step in steps:
-            for row, id in zip(rows, step, strict=True):
-                if id is not None:
-                    row.append(id)
-        return [Piece(prompt_ids, row, include_prompt, self.tokenizer) for row in rows]
+        if not 1 <= best_of <= MAX_SAMPLES:
+            raise UsageError(f"best_of {best_of}: expected at least 1, at most {MAX_SAMPLES:,}")
+        stream = Stream(self, prompt, num_samples=num_samples * best_of, report=report, **options)
+        stream.settings["best_of"] = best_of
+        for _ in stream.steps():
+            pass
+        rows = range(num_samples)
+        if best_of > 1:
+            scores = [stream.likelihood(row) for row in range(num_samples * best_of)]
+            rows_of = [range(i * best_of, (i + 1) * best_of) for i in rows]
+            return [stream.piece(max(of, key=scores.__getitem__), i) for i, of in enumerate(rows_of)]
+        return [stream.piece(row, row) for row in rows]
 
-    def stream(
-        self,
-        prompt_ids: Sequence[int] = (),
-        *,
-        num_samples: int = 1,
-        max_new_tokens: int = 512,
-        seed: int = 0,
-        **sampling: Any,
-    ) -> Iterator[list[int | None]]:
-        """New ids as they are chosen, one for each sample a step; None for a sample that has ended."""
-        for name, value, least, most in (
-            ("num_samples", num_samples, 1, MAX_SAMPLES),
-            ("max_new_tokens", max_new_tokens, 1, 2**63),
-            ("seed", seed, 0, 2**63),
-        ):
-            if not least <= value <= most:
-                raise UsageError(f"{name} {value}: expected at least {least}, at most {most:,}")
+    def stream(self, prompt: Prompt = None, **options: Any) -> Stream:
+        """One piece as it is made: iterate over its notes, or a text's characters; `.piece()` closes it, at any time.
+
+        >>> stream = model.stream("phrase.mid", bars=8)             # doctest: +SKIP
+        >>> for note in stream:                                     # doctest: +SKIP
+        ...     print(note.onset_beats, note.pitch)
+        >>> stream.piece().save("out.mid")                          # doctest: +SKIP
+        """
+        return Stream(self, prompt, num_samples=1, **options)
+
+    def replay(self, path: str | Path, report: Report = lambda text: None) -> Piece:
+        """Make a piece again from what its file says of itself: the same bytes, on the same machine and versions.
+
+        Raises:
+            InputError: the file says nothing, or this is not the model that made it.
+        """
+        made = read_provenance(Path(path))
+        if made is None:
+            raise InputError(f"{path} does not say how it was made: expected a MIDI file written by musicgpt generate")
+        for name, ours in self.hashes.items():
+            if made.get(name) != ours:
+                raise InputError(
+                    f"{path} was made by the {name} {str(made.get(name))[:12]}…; this one is {ours[:12]}…: "
+                    f"name the one that made it"
+                )
         try:
-            config = SamplingConfig(**sampling)
-        except ValueError as error:
-            raise UsageError(str(error)) from error
-        foreign = [id for id in prompt_ids if not 0 <= id < self.tokenizer.vocab_size]
-        if foreign:
-            raise UsageError(f"the prompt has the id {foreign[0]}; expected 0 to {self.tokenizer.vocab_size - 1}")
-        # where BOS is EOS it ends the text before: GPT-2 reads a prompt without it, and begins from it alone
-        alone = len(prompt_ids) > 0 and self.tokenizer.bos_id == self.tokenizer.eos_id
-        ids = [*prompt_ids] if alone else [self.tokenizer.bos_id, *prompt_ids]
-        n_positions = self.model.config.n_positions
-        if len(ids) > n_positions:
-            raise InputError(
-                f"the prompt is {len(prompt_ids):,} ids long and the model's context holds {n_positions - 1:,}: "
-                f"give a shorter one, or use its beginning: --prompt-tokens {n_positions // 2}, in Python prompt_tokens"
-            )
-        return generate(
-            self.model,
-            ids,
-            config,
-            max_new_tokens=max_new_tokens,
-            seed=seed,
-            num_samples=num_samples,
-            eos_id=self.tokenizer.eos_id,
-            n_ids=self.tokenizer.vocab_size,
-        )
-
-    def stream_text(self, prompt_ids: Sequence[int] = (), **options: Any) -> Iterator[str]:
-        """What a model of text adds, in pieces as it comes; no piece ends within a character."""
-        ids: list[int] = []
-        shown = ""
-        for (id,) in self.stream(prompt_ids, **options):
-            if id is not None:
-                ids.append(id)
-            text = self.tokenizer.decode(ids)
-            if not text.endswith("\N{REPLACEMENT CHARACTER}"):
-                yield text[len(shown) :]
-                shown = text
-        yield self.tokenizer.decode(ids)[len(shown) :]
+            for name, ours in _machine().items():
+                theirs = made["versions"].get(name)
+                if theirs != ours:
+                    report(f"made with {name} {theirs}, here it is {ours}: the result may differ")
+            settings = {**made["settings"], "seed": made["seed"]}
+            prompt_ids, samples = [int(id) for id in made["prompt_ids"]], range(1, 1 + int(made["num_samples"]))
+            if "left_after" not in made:
+                return self.generate_many(len(samples), prompt_ids, **settings)[samples.index(made["sample"])]
+            del settings["best_of"]
+            stream = self.stream(prompt_ids, **settings)
+            for _ in islice(stream.steps(), made["left_after"]):
+                pass
+            return stream.piece()
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+            raise InputError(f"{path} says how it was made in a way that this version cannot read") from error
 
     def task(self, name: str, text: str, *, seed: int = 0) -> str:
         """`summarize` an article or `translate` a sentence, by the zero-shot prompts of the GPT-2 paper.
@@ -170,25 +216,288 @@ class LanguageModel:
                 f"the examples are {len(tail):,} ids long; at most {room + len(tail):,} fit beside the answer"
             )
         options = {"max_new_tokens": task.max_new_tokens, "seed": seed, **task.sampling}
-        answer = "".join(self.stream_text(head[:room] + tail, **options))
+        answer = "".join(self.stream(head[:room] + tail, **options))
         return first_sentences(answer, task.sentences)
 
-    def prompt_ids(self, prompt: str | Path | Sequence[int] | None, report: Report = lambda text: None) -> list[int]:
+    def prompt_ids(
+        self,
+        prompt: Prompt,
+        report: Report = lambda text: None,
+        *,
+        prompt_bars: int | None = None,
+        prompt_tokens: int | None = None,
+    ) -> list[int]:
         """Ids of a prompt, without BOS; `report` gets a line for each thing that had to be changed in it.
 
         Raises:
-            InputError: it cannot be read.
+            InputError: it cannot be read, or is too long.
+            UsageError: a number outside its range.
         """
-        if prompt is None:
+        for name, value in (("prompt_bars", prompt_bars), ("prompt_tokens", prompt_tokens)):
+            if value is not None and (not isinstance(value, int) or value < 1):
+                raise UsageError(f"{name} {value}: expected at least 1")
+        music = isinstance(self.tokenizer, MidiTokenizer)
+        if prompt_bars is not None and not music:
+            raise UsageError("prompt_bars: this is a model of text; prompt_tokens takes the first ids")
+        if prompt is None or (isinstance(prompt, list | tuple) and not prompt):
             return []
-        if not isinstance(prompt, str | Path):
-            return list(prompt)
-        document, remarks = self.tokenizer.prompt(str(prompt))
-        ids = self.tokenizer.encode(document)
-        losses = self.tokenizer.losses(document, ids)
-        for remark in [*remarks, *(f"{count} {kind.replace('_', ' ')}" for kind, count in losses.items() if count)]:
-            report(f"prompt: {remark}")
+        if music and not isinstance(prompt, str | Path | Sequence | ScoreTick):
+            raise UsageError(f"the prompt is a {type(prompt).__name__}; expected a path, a phrase, ids or a Score")
+        if isinstance(prompt, Sequence) and not isinstance(prompt, str):
+            ids = list(prompt)
+            foreign = [id for id in ids if not isinstance(id, int) or not 0 <= id < self.tokenizer.vocab_size]
+            if foreign:
+                raise UsageError(f"the prompt has the id {foreign[0]}; expected 0 to {self.tokenizer.vocab_size - 1}")
+        else:
+            document, remarks = self.tokenizer.prompt(str(prompt)) if isinstance(prompt, str | Path) else (prompt, [])
+            if prompt_bars is not None:
+                document, more = midi.cut(document, prompt_bars)
+                remarks = [*remarks, *more]
+            ids = self.tokenizer.encode(document)
+            for remark in [*remarks, *self.tokenizer.changes(document, ids)]:
+                report(f"prompt: {remark}")
+        ids = ids[:prompt_tokens]
+        if music:  # cut anywhere, or made anyhow: encoding settles after one pass
+            ids = self.tokenizer.encode(self.tokenizer.decode(ids))
+        if len(ids) > MAX_PROMPT_IDS:
+            raise InputError(
+                f"the prompt is {len(ids):,} ids long; expected at most {MAX_PROMPT_IDS:,}: use its beginning, "
+                f"{'--prompt-bars 16' if music else '--prompt-tokens 1000'}"
+            )
         return ids
+
+
+class Stream:
+    """One request as it is carried out. Made by `LanguageModel`; see there for the options and errors."""
+
+    def __init__(
+        self,
+        language_model: LanguageModel,
+        prompt: Prompt,
+        *,
+        num_samples: int,
+        prompt_bars: int | None = None,
+        prompt_tokens: int | None = None,
+        max_new_tokens: int | None = None,
+        bars: int | None = None,
+        seconds: float | None = None,
+        seed: int = 0,
+        include_prompt: bool = True,
+        report: Report = lambda text: None,
+        **options: Any,
+    ) -> None:
+        self._model = language_model
+        tokenizer = language_model.tokenizer
+        limits: tuple[tuple[str, float | None, float, float], ...] = (
+            ("num_samples", num_samples, 1, MAX_SAMPLES),
+            ("max_new_tokens", max_new_tokens, 1, 2**63),
+            ("bars", bars, 1, 2**31),
+            ("seconds", seconds, 1, 2**31),
+            ("seed", seed, 0, 2**63),
+        )
+        for name, value, least, most in limits:
+            kinds = int | float if name == "seconds" else int
+            if value is not None and (not isinstance(value, kinds) or not least <= value <= most):
+                raise UsageError(f"{name} {value!r}: expected at least {least}, at most {most:,}")
+        if bars is not None and seconds is not None:
+            raise UsageError("bars and seconds: one of them is the length")
+        if max_new_tokens is None and bars is None and seconds is None:
+            max_new_tokens = MAX_NEW_TOKENS
+        asked = {name: options.pop(name) for name in CONSTRAINT_NAMES & set(options)}
+        constraints = Constraints(**{**asked, "track": tuple(asked.get("track") or ())})
+        try:
+            self._sampling = SamplingConfig(**options)
+        except ValueError as error:
+            raise UsageError(str(error)) from error
+        self._seed = seed
+        self._report = report
+        self._include_prompt = include_prompt
+        self.num_samples = num_samples
+        self.prompt_ids = language_model.prompt_ids(
+            prompt, report, prompt_bars=prompt_bars, prompt_tokens=prompt_tokens
+        )
+        self.grammar: Grammar | None = None
+        if isinstance(tokenizer, MidiTokenizer):
+            self.grammar = Grammar(language_model.vocabulary, self.prompt_ids, constraints, bars=bars, seconds=seconds)
+            for remark in self.grammar.remarks:
+                report(remark)
+        elif bars is not None or seconds is not None or asked:
+            raise UsageError("this is a model of text: it has no bars, seconds, instruments or notes")
+        lengths = {"max_new_tokens": max_new_tokens, "bars": bars, "seconds": seconds}
+        self.settings: dict[str, Any] = {
+            **asdict(self._sampling),
+            **(constraints.asdict() if self.grammar else {}),
+            **{name: value for name, value in lengths.items() if value is not None},
+            "include_prompt": include_prompt,
+            "best_of": 1,
+        }
+        self.request = {
+            "version": __version__,
+            "versions": _machine(),
+            "seed": seed,
+            "settings": self.settings,
+            "prompt_ids": self.prompt_ids,
+        }
+        lead = len(self.grammar.prelude) if self.grammar else 0
+        if max_new_tokens is not None and max_new_tokens <= lead:
+            raise UsageError(f"max_new_tokens {max_new_tokens}: the way to the first bar line takes {lead} already")
+        self._budget = None if max_new_tokens is None else max_new_tokens - lead
+        self.rows = [_Row(self.grammar) for _ in range(num_samples)]
+        self._steps = self._run()
+        self._taken: int | None = 0
+        """How many ids of each row have been taken; None when all rows have ended."""
+
+    def steps(self) -> Iterator[None]:
+        """Go on by one id a row, until all rows have ended; where it was left, if it was."""
+        return self._steps
+
+    def _run(self) -> Iterator[None]:
+        tokenizer, model = self._model.tokenizer, self._model.model
+        before = [*self.grammar.prompt_ids, *self.grammar.prelude] if self.grammar else self.prompt_ids
+        # where BOS is EOS it ends the text before: GPT-2 reads a prompt without it, and begins from it alone
+        alone = len(before) > 0 and tokenizer.bos_id == tokenizer.eos_id
+        made = generate(
+            model,
+            before if alone else [tokenizer.bos_id, *before],
+            self._sampling,
+            max_new_tokens=self._budget,
+            seed=self._seed,
+            num_samples=self.num_samples,
+            eos_id=tokenizer.eos_id,
+            n_ids=tokenizer.vocab_size,
+            guide=self.grammar,
+            state=self.grammar.begin if self.grammar else None,
+            window=tokenizer.window,
+        )
+        for step in made:
+            for row, id in zip(self.rows, step, strict=True):
+                if id is not None:
+                    row.take(id, self._budget)
+            self._taken = None if all(row.ended for row in self.rows) else (self._taken or 0) + 1
+            yield
+            if self._taken is None:
+                return
+        self._taken = None
+
+    def __iter__(self) -> Iterator[Any]:
+        """The notes (`Note`) of a piece of music as each is complete, or a text in parts that end with a character."""
+        row, shown = self.rows[0], 0
+        for _ in self.steps():
+            if self.grammar is not None:
+                yield from row.notes[shown:]
+                shown = len(row.notes)
+            else:
+                text = self._model.tokenizer.decode(row.ids)
+                if not text.endswith("\N{REPLACEMENT CHARACTER}"):
+                    yield text[shown:]
+                    shown = len(text)
+        if self.grammar is None:
+            yield self._model.tokenizer.decode(row.ids)[shown:]
+        else:
+            row.close()
+            yield from row.notes[shown:]
+
+    def likelihood(self, row: int) -> float:
+        """What the model thinks of a row: the mean log-probability of its ids; of one without a note, -inf."""
+        made, grammar = self.rows[row], self.grammar
+        made.close()
+        if grammar is not None and (made.state.notes == 0 or made.stuck):
+            return -math.inf
+        before = [self._model.tokenizer.bos_id]
+        before += [*grammar.prompt_ids, *grammar.prelude] if grammar else self.prompt_ids
+        return log_likelihood(self._model.model, before + made.ids, len(before))
+
+    def piece(self, row: int = 0, sample: int = 0) -> Piece:
+        """What there is of a row, properly closed.
+
+        Raises:
+            InputError: there is no complete note in it.
+        """
+        grammar, made = self.grammar, self.rows[row]
+        samples = self.num_samples // self.settings["best_of"]
+        provenance = {**self.request, **self._model.hashes, "sample": sample + 1, "num_samples": samples}
+        if self._taken is not None:
+            provenance["left_after"] = self._taken
+        if grammar is None:
+            return Piece(self.prompt_ids, made.ids, self._include_prompt, self._model.tokenizer, provenance=provenance)
+        made.close()
+        if made.stuck:
+            raise InputError(
+                f"behind {made.state.notes} notes nothing may follow, and the end is not reached: ask for less at once "
+                f"(instruments, scale, ranges, density, repeats)"
+            )
+        if made.state.notes == 0:
+            raise InputError(
+                "no note was complete: ask for more (--max-new-tokens, --bars), or for less at once "
+                "(instruments, scale, ranges, density)"
+            )
+        for program in grammar.constraints.programs or ():
+            if program not in made.state.tracks:
+                self._report(f"{program_name(program)} was asked for, and the model gave it no note")
+        per_quarter = grammar.vocabulary.ticks_per_quarter
+        end = grammar.end(made.state)
+        return Piece(
+            grammar.prompt_ids,
+            [*grammar.prelude, *made.ids],
+            self._include_prompt,
+            self._model.tokenizer,
+            grammar.boundary / per_quarter,
+            end / per_quarter if end is not None and made.reached else None,
+            provenance,
+        )
+
+
+def _machine() -> dict[str, str]:
+    """What a result depends on beside the model: replays say where it differs."""
+    return {"musicgpt": __version__, "torch": torch.__version__, "threads": str(torch.get_num_threads())}
+
+
+class _Row:
+    """One sample as it grows: its ids, and for music where in the piece it is."""
+
+    def __init__(self, grammar: Grammar | None) -> None:
+        self.grammar = grammar
+        self.ids: list[int] = []
+        self.notes: list[Note] = []
+        self.ended = self.reached = self.stuck = self._closed = False
+        if grammar is not None:
+            self.state = grammar.begin
+            self._kept, self._kept_state = 0, grammar.begin
+
+    def take(self, id: int, limit: int | None) -> None:
+        if self.ended:
+            return
+        if self.grammar is None:
+            self.ids.append(id)
+            return
+        state = self.grammar.advance(self.state, id)
+        if state.ended:
+            self.ended = self.reached = True
+            # the end token is barred until the length is reached, unless nothing else is left
+            self.stuck = id == self.grammar.vocabulary.eos_id and self.grammar.end(self.state) is not None
+            return
+        self.ids.append(id)
+        self.state = state
+        self.notes += state.completed
+        if self.grammar.complete(state):
+            self._kept, self._kept_state = len(self.ids), state
+        if limit is not None and len(self.ids) + self.grammar.reserve(state) >= limit:
+            self.ended = True
+
+    def close(self) -> None:
+        """Cut back to the last complete note, and end what still sounds."""
+        if self.grammar is None or self._closed:
+            return
+        self._closed = self.ended = True
+        if not self.reached or self.grammar.dangling(self.state):
+            tail, self.state = self.grammar.trimmed(self._kept_state, self.ids[self._kept :])
+            self.ids[self._kept :] = tail
+        for id in self.grammar.closing(self.state):
+            self.ids.append(id)
+            self.state = self.grammar.extend(self.state, id)
+            self.notes += self.state.completed
+        if self.reached:
+            self.ids.append(self.grammar.vocabulary.eos_id)
 
 
 def load(directory: str | Path, *, revision: str | None = None, device: str = "cpu") -> LanguageModel:

@@ -27,6 +27,7 @@ from musicgpt import midi
 from musicgpt.errors import InputError, UsageError
 from musicgpt.files import read_json
 from musicgpt.midi_tokenizer import MidiTokenizer
+from musicgpt.provenance import read_provenance
 from musicgpt.shards import MANIFEST, SPLITS, Shards
 from musicgpt.tokenizer import CONFIG_NAME, Tokenizer, load_tokenizer, new_tokenizer
 
@@ -109,7 +110,8 @@ def _midi(path: Path, tokenizer: Path | None) -> Description:
     tokens = None if tokenizer is None else _tokens(_tokenizer_at(tokenizer), scores)
     whole = {key: sum(piece[key] for piece in pieces) for key in ("notes", "bars", "beats", "seconds")}
     name = FORMATS.get(path.suffix.lower(), "MusicXML")
-    return {"format": name, "remarks": remarks, "pieces": len(pieces), **whole, "each": pieces, "tokens": tokens}
+    said = {"format": name, "provenance": read_provenance(path), "remarks": remarks, "pieces": len(pieces)}
+    return said | whole | {"each": pieces, "tokens": tokens}
 
 
 def _piece(score: ScoreTick) -> Description:
@@ -463,7 +465,9 @@ def in_words(description: Description) -> str:
 
 
 def _midi_shown(d: Description) -> Description:
-    """One piece in full, several as a table; changes of metre and tempo as text."""
+    """One piece in full, several as a table; changes of metre and tempo as text, and what made the file."""
+    made_by = {"provenance": _made_by(d["provenance"])} if d["provenance"] else {}
+    d = {("made_by" if key == "provenance" else key): value for key, value in (d | made_by).items()}
     pieces: list[Description] = []
     for i, piece in enumerate(d["each"], 1):
         metres, tempos = piece["time_signatures"], piece["tempos"]
@@ -479,6 +483,29 @@ def _midi_shown(d: Description) -> Description:
         return d | {"each": [piece | {"tracks": len(piece["tracks"])} for piece in pieces]}
     without = {key: value for key, value in d.items() if key not in ("pieces", "each", "tokens")}
     return without | {key: value for key, value in pieces[0].items() if key != "piece"} | {"tokens": d["tokens"]}
+
+
+def _made_by(values: Description) -> str:
+    """What a file says of its making, in one line; a field may be missing, unknown, or not of the type we write."""
+    ours = ("version", "seed", "settings", "sample", "num_samples", "checkpoint", "tokenizer", "prompt_ids")
+    plain = {key: values[key] for key in ("seed",) if key in values} | _part(values, "settings")
+    plain |= {key: value for key, value in values.items() if key not in ours}
+    facts = [f"{key} {_short(value)}" for key, value in plain.items() if value is not None]
+    if values.get("num_samples") not in (None, 1):
+        facts.append(f"sample {_short(values.get('sample'))} of {_short(values['num_samples'])}")
+    for key in ("checkpoint", "tokenizer"):
+        if isinstance(values.get(key), str):
+            facts.append(f"{key} sha256 {_clip(values[key], 9)}")
+    if isinstance(values.get("prompt_ids"), list):
+        count = len(values["prompt_ids"])
+        facts.append(f"prompt of {count:,} ids" if count else "no prompt")
+    name = f"musicgpt {_short(values.get('version', ''))}".rstrip()
+    return _clip(f"{name}: {', '.join(facts)}" if facts else name, 96 * 5)
+
+
+def _short(value: Any) -> str:
+    """As it would be given on the command line: a seed has no thousands separators."""
+    return _clip(value if isinstance(value, str) else json.dumps(value), 40)
 
 
 def _few(changes: list[str], of_all: str) -> str:

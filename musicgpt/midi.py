@@ -2,12 +2,15 @@
 
 What comes out of `read_scores` has at least one note and a usable resolution; everything else is refused in one
 line. Formats: MIDI (also inside a RIFF wrapper), ABC through the abc2midi that symusic carries, MusicXML through
-verovio where that is installed.
+verovio where that is installed. No note of a MIDI file is lost without a remark: symusic drops those that never end,
+tracks beyond the declared count and what follows a system exclusive by running status, so `mended` comes before it.
 """
 
 from __future__ import annotations
 
 import hashlib
+import io
+import math
 import re
 import subprocess
 import sys
@@ -17,12 +20,21 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import mido
 import numpy as np
 import symusic
-from symusic.core import ScoreTick, TimeSignatureTick, TimeSignatureTickList
+from symusic.core import (
+    KeySignatureTickList,
+    NoteTickList,
+    ScoreTick,
+    TimeSignatureTick,
+    TimeSignatureTickList,
+    TrackTickList,
+)
 
 from musicgpt.errors import InputError
 from musicgpt.files import write_bytes
+from musicgpt.mending import mended
 
 MIDI_SUFFIXES = (".mid", ".midi", ".kar", ".rmi")
 ABC_SUFFIXES = (".abc",)
@@ -32,6 +44,9 @@ SUFFIXES = (*MIDI_SUFFIXES, *ABC_SUFFIXES, *MUSICXML_SUFFIXES)
 ABC_SECONDS = 60
 MUSICXML_SECONDS = 30
 """What abc2midi has for a tune book, and verovio for ten files, before they are given up."""
+
+TOGETHER = "%%MIDI chordattack 0"
+"""Else abc2midi writes each note of a chord 1/48 of a quarter note behind the one before."""
 
 MAX_BYTES = 2**26
 """A larger file of music (64 MiB) is refused unread: it is none, or made to fill memory."""
@@ -65,16 +80,30 @@ def read_scores(path: Path) -> tuple[list[ScoreTick], list[str]]:
     elif suffix in MUSICXML_SUFFIXES:
         scores = [read_musicxml(path)]
     elif suffix in MIDI_SUFFIXES:
-        scores = [read_midi(data, str(path))]
+        files, notes, found = mended(data, str(path))
+        scores = [read_midi(file, str(path)) for file in files]
+        remarks += found
+        unread = notes - sum(score.note_num() for score in scores)
+        if unread:
+            remarks.append(f"{unread} notes lost in reading")
     else:
         raise InputError(f"{path} is no music file by its name; expected one of {' '.join(SUFFIXES)}")
+    return usable(scores, str(path), remarks)
+
+
+def usable(scores: list[ScoreTick], name: str, remarks: list[str]) -> tuple[list[ScoreTick], list[str]]:
+    """The scores that can be worked with, their metres mended in place; and the remarks, with what was done behind.
+
+    Raises:
+        InputError: none of them can.
+    """
     sounding = [score for score in scores if score.note_num() > 0]
     if not sounding:
-        raise InputError(f"{path} holds no notes")
+        raise InputError(f"{name} holds no notes")
     pieces = [score for score in sounding if score.end() <= MAX_QUARTERS * score.ticks_per_quarter]
     if not pieces:
         longest = sounding[0].end() / sounding[0].ticks_per_quarter
-        raise InputError(f"{path} is {longest:,.0f} quarter notes long; expected at most {MAX_QUARTERS:,}")
+        raise InputError(f"{name} is {longest:,.0f} quarter notes long; expected at most {MAX_QUARTERS:,}")
     if len(pieces) < len(scores):
         remarks.append(f"{len(scores) - len(pieces)} pieces without notes, or without end, left out")
     impossible = sum(drop_impossible_metres(score) for score in pieces)
@@ -87,13 +116,11 @@ def read_scores(path: Path) -> tuple[list[ScoreTick], list[str]]:
 
 
 def read_midi(data: bytes, name: str) -> ScoreTick:
-    """The bytes of a MIDI file -> Score.
+    """The bytes of a MIDI file, sound or `mended` -> Score.
 
     Raises:
         InputError: symusic cannot parse it, or it has no resolution to count time by.
     """
-    if data[:4] == b"RIFF" and data[8:12] == b"RMID":  # the same file inside a Windows wrapper
-        data = data[max(0, data.find(b"MThd")) :]
     if data[:4] != b"MThd":
         raise InputError(f"{name} is not a MIDI file: it begins with {data[:4]!r}, expected b'MThd'")
     try:
@@ -141,7 +168,8 @@ def _abc2midi(folder: Path, tunes: list[str], name: str) -> bool:
     """Write tune1.mid, tune2.mid … for ABC tunes without numbers; False if the converter died on the way."""
     book = folder / "tune.abc"
     # numbered anew: two tunes of the same number would overwrite each other
-    book.write_text("".join(f"X:{i}\n{tune}\n\n" for i, tune in enumerate(tunes, 1)), encoding="utf-8")
+    text = "".join(f"X:{i}\n{TOGETHER}\n{tune}\n\n" for i, tune in enumerate(tunes, 1))
+    book.write_text(text, encoding="utf-8")
     binary = next((Path(symusic.__file__).parent / "bin").glob("abc2midi*"))
     quiet = subprocess.DEVNULL  # it prints a line for every doubt
     try:
@@ -220,9 +248,97 @@ for i, path in enumerate(sys.argv[2:]):
 """What the other process runs; `begun` says which file it is at."""
 
 
-def write_midi(score: ScoreTick, path: Path) -> None:
-    """Raises: InputError: the file cannot be written."""
-    write_bytes(path, score.dumps_midi())
+def write_midi(score: ScoreTick, path: Path, *, end: int | None = None, text: str | None = None) -> None:
+    """A Score -> a MIDI file, the same bytes for the same arguments.
+
+    `end`, in ticks of the score, is where every track ends, also behind its last event: a player that repeats the file
+    begins again there, and a program that opens it sees whole bars. A track with later events keeps its own end.
+    `text`, of ASCII alone (a file does not say how its text is encoded), stands at the beginning of the first track.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    plain = end is None and text is None
+    write_bytes(path, score.dumps_midi() if plain else _with_end_and_text(score, end, text))
+
+
+def _with_end_and_text(score: ScoreTick, end: int | None, text: str | None) -> bytes:
+    """What symusic writes, with what it does not: through mido, which keeps every event and its channel."""
+    keys = [key for key in score.key_signatures if -7 <= key.key <= 7 and key.tonality in (0, 1)]
+    if len(keys) < len(score.key_signatures):  # mido refuses a file with a key that has no name
+        score = score.copy()
+        score.key_signatures = KeySignatureTickList(keys)
+    file = mido.MidiFile(file=io.BytesIO(score.dumps_midi()))
+    if not file.tracks:
+        file.add_track()
+    for track in file.tracks if end is not None else []:
+        last = sum(message.time for message in track if message.type != "end_of_track")
+        if last <= end:
+            track[:] = [message for message in track if message.type != "end_of_track"]
+            track.append(mido.MetaMessage("end_of_track", time=end - last))
+    if text is not None:
+        file.tracks[0].insert(0, mido.MetaMessage("text", text=text, time=0))
+    written = io.BytesIO()
+    file.save(file=written)
+    return written.getvalue()
+
+
+def cut(score: ScoreTick, bars: int) -> tuple[ScoreTick, list[str]]:
+    """The first bars of a score by its own metres -> a score of what begins in them, and what became of the rest.
+
+    A time signature begins a bar wherever it stands; before the first, bars are of 4/4.
+
+    Raises:
+        InputError: fewer bars than one, or none of them has a note.
+    """
+    if bars < 1:
+        raise InputError(f"the first {bars} bars of the prompt were asked for; expected at least 1")
+    parts = [track.notes.numpy() for track in score.tracks if len(track.notes)]
+    first = min(int(notes["time"].min()) for notes in parts)
+    end = max(int((notes["time"] + notes["duration"]).max()) for notes in parts)
+    lines = _bar_lines(score, end)
+    if bars >= len(lines):
+        return score, [f"the prompt has {len(lines)} bars; all are used"] if bars > len(lines) else []
+    last = lines[bars - 1]
+    if first >= last:
+        silent = sum(line <= first for line in lines)
+        raise InputError(f"the first {bars} bars of the prompt hold no notes: ask for at least {silent + 1}")
+    copy = score.copy()
+    shortened = 0
+    for track in copy.tracks:
+        notes = track.notes.numpy()
+        kept = notes["time"] < last
+        time, room = notes["time"][kept], last - notes["time"][kept]
+        shortened += int((notes["duration"][kept] > room).sum())
+        duration = np.minimum(notes["duration"][kept], room)
+        track.notes = NoteTickList.from_numpy(time, duration, notes["pitch"][kept], notes["velocity"][kept])
+        for pedal in track.pedals:
+            pedal.duration = min(pedal.duration, last - pedal.time)
+    copy.tracks = TrackTickList([track for track in copy.tracks if len(track.notes)])
+    events: list[Any] = [copy.time_signatures, copy.tempos, copy.key_signatures, copy.markers]
+    for track in copy.tracks:
+        events += [track.controls, track.pitch_bends, track.pedals, track.lyrics]
+    for those in events:
+        those.filter(lambda event: event.time < last, inplace=True)
+    remarks = [f"the first {bars} of {len(lines)} bars are used"]
+    if shortened:
+        remarks.append(f"{shortened} notes that ring over the last bar line shortened to it")
+    return copy, remarks
+
+
+def _bar_lines(score: ScoreTick, end: int) -> list[int]:
+    """The ticks at which the bars that begin before `end` end."""
+    metres = {0: (4, 4)} | {s.time: (s.numerator, s.denominator) for s in score.time_signatures if s.time < end}
+    starts = sorted(metres)
+    lines: list[int] = []
+    for start, following in zip(starts, [*starts[1:], None], strict=True):
+        beats, unit = metres[start]
+        bar = 4 * score.ticks_per_quarter * beats / unit
+        count = math.ceil(((end if following is None else following) - start) / bar)
+        lines += [round(start + bar * i) for i in range(1, count + 1)]
+        if following is not None:
+            lines[-1] = following  # a metre that begins within a bar cuts it short
+    return lines
 
 
 def drop_impossible_metres(score: ScoreTick) -> int:
@@ -255,6 +371,26 @@ def transposed(score: ScoreTick, semitones: int) -> ScoreTick | None:
     for track in copy.tracks:
         if not track.is_drum:
             track.shift_pitch(semitones, inplace=True)
+    return copy
+
+
+def from_tick(score: ScoreTick, tick: int) -> ScoreTick:
+    """A copy that begins at `tick`, in the tempo, metre and key that hold there; notes begun before it are left out."""
+    copy = score.copy()
+    for track in copy.tracks:
+        notes = track.notes.numpy()
+        later = notes["time"] >= tick
+        track.notes = NoteTickList.from_numpy(
+            notes["time"][later] - tick, notes["duration"][later], notes["pitch"][later], notes["velocity"][later]
+        )
+    copy.tracks = TrackTickList([track for track in copy.tracks if len(track.notes)])
+    for name in ("tempos", "time_signatures", "key_signatures"):
+        events = getattr(copy, name)
+        before = [event for event in events if event.time <= tick]
+        kept = [*before[-1:], *(event for event in events if event.time > tick)]
+        for event in kept:
+            event.time = max(0, event.time - tick)
+        setattr(copy, name, type(events)(kept))
     return copy
 
 

@@ -26,7 +26,10 @@ from symusic.core import NoteTickList, ScoreTick, TrackTickList
 
 from musicgpt import midi, render
 from musicgpt.errors import InputError, TokenizerError
+from musicgpt.fidelity import LOSS_KINDS, Fidelity, counted
 from musicgpt.files import read_json, write_bytes, write_json
+from musicgpt.phrases import read_phrase
+from musicgpt.windows import Windows
 
 if TYPE_CHECKING:
     import miditok
@@ -72,13 +75,7 @@ class MidiTokenizer:
     units: tuple[str, ...] = ("notes", "seconds")
     prints = False
     default_vocab_size: int | None = None
-    loss_kinds: tuple[str, ...] = (
-        "notes_lost",
-        "durations_clipped",
-        "pauses_clipped",
-        "metres_replaced",
-        "tempos_clipped",
-    )
+    loss_kinds = LOSS_KINDS
 
     def __init__(self, wrapped: miditok.MusicTokenizer) -> None:
         self.wrapped = wrapped
@@ -164,7 +161,9 @@ class MidiTokenizer:
         else:
             self.expansions = [(base[id],) for id in range(len(base))]
         self._special = {self.wrapped[name] for name in self.wrapped.special_tokens}
+        self._fidelity = Fidelity(self.wrapped, self.name)
         self._notes = np.array([sum(t.startswith(NOTE_TOKENS) for t in tokens) for tokens in self.expansions])
+        self._windows = Windows(self.wrapped, self.expansions)
 
     @property
     def name(self) -> str:
@@ -193,17 +192,55 @@ class MidiTokenizer:
         midi.write_midi(document, path)
 
     def prompt(self, text: str) -> tuple[ScoreTick, list[str]]:
-        """The path of a music file -> its piece; of several, the first.
+        """A music file, a tune in ABC or the name of a phrase -> a score within the vocabulary's range.
 
         Raises:
-            InputError: no such file, or no music in it.
+            InputError: none of these, or no music in it.
         """
-        if not Path(text).exists():
-            raise InputError(f"there is no file {text!r}; this model continues a file of music")
-        scores, remarks = midi.read_scores(Path(text))
-        if len(scores) > 1:
-            remarks = [*remarks, f"the first of {len(scores)} pieces is the prompt"]
-        return scores[0], remarks
+        score, remarks = read_phrase(text)
+        score, moved = self.fitted(score)
+        return score, remarks + moved
+
+    def fitted(self, document: ScoreTick) -> tuple[ScoreTick, list[str]]:
+        """Notes beyond the vocabulary's pitches, which miditok drops, moved into them by octaves; and how many.
+
+        Drums are not moved, as another octave is another drum; those beyond the range are left out.
+
+        Raises:
+            InputError: no note is left.
+        """
+        config = self.wrapped.config
+        copy = document.copy()
+        moved = dropped = 0
+        for track in copy.tracks:
+            own_drums = track.is_drum and config.use_pitchdrum_tokens
+            lowest, highest = config.pitch_range
+            if own_drums:  # and miditok decodes none beyond the other range
+                lowest, highest = max(lowest, config.drums_pitch_range[0]), min(highest, config.drums_pitch_range[1])
+            notes = track.notes.numpy()
+            pitch = notes["pitch"].astype(np.int64)
+            octaves = np.ceil(np.maximum(lowest - pitch, 0) / 12) - np.ceil(np.maximum(pitch - highest, 0) / 12)
+            fitting = pitch + 12 * octaves.astype(np.int64)
+            # drums stay where they are, and so does a note that no octave brings into a range narrower than one
+            keeps = (fitting >= lowest) & (fitting <= highest) & ~(track.is_drum & (octaves != 0))
+            if keeps.all() and not octaves.any():
+                continue
+            moved += int((keeps & (octaves != 0)).sum())
+            dropped += int((~keeps).sum())
+            track.notes = NoteTickList.from_numpy(
+                notes["time"][keeps],
+                notes["duration"][keeps],
+                fitting[keeps].astype(notes["pitch"].dtype),
+                notes["velocity"][keeps],
+            )
+        if not moved and not dropped:
+            return document, []
+        if copy.note_num() == 0:
+            raise InputError(
+                f"none of the prompt's {document.note_num()} notes is in the range of this model's vocabulary"
+            )
+        remarks = [counted(moved, "note", "out of range moved by octaves")] if moved else []
+        return copy, [*remarks, *([counted(dropped, "drum stroke", "out of range left out")] if dropped else [])]
 
     def encode(self, document: ScoreTick) -> list[int]:
         """Raises: InputError: miditok cannot write this piece."""
@@ -259,26 +296,17 @@ class MidiTokenizer:
                 track.notes = NoteTickList([n for n in track.notes if 1 <= n.velocity <= 127 and n.duration > 0])
         return score.sort(inplace=True)
 
+    def window(self, ids: Sequence[int] | np.ndarray, first: int) -> tuple[int, list[int]]:
+        return self._windows.window(ids, first)
+
     def losses(self, document: ScoreTick, ids: Sequence[int]) -> dict[str, int]:
-        """Counts of notes lost, durations and pauses shortened, metres replaced or moved to a bar line, tempos bent."""
-        beats = _Beats(document, by_metre=self.wrapped.config.use_time_signatures)
-        notes = [track.notes.numpy() for track in document.tracks if len(track.notes)]
-        longest = self.wrapped.durations[-1][0]  # beats
-        tempos = list(document.tempos) if self.wrapped.config.use_tempos else []
-        lowest, highest = min(self.wrapped.tempos), max(self.wrapped.tempos)
-        clipped = pauses = 0
-        if self.name != "midilike":  # which writes the end of a note, not its duration
-            clipped = sum(int((part["duration"] > longest * beats.ticks_at(part["time"])).sum()) for part in notes)
-        if self.name == "structured":  # the others write a long pause as several tokens
-            onsets = np.unique(np.concatenate([np.zeros(1, dtype=np.int64), *(part["time"] for part in notes)]))
-            pauses = int((np.diff(onsets) > longest * document.ticks_per_quarter).sum())
-        return {
-            "notes_lost": document.note_num() - int(self._notes[np.asarray(ids, dtype=np.int64)].sum()),
-            "durations_clipped": clipped,
-            "pauses_clipped": pauses,
-            "metres_replaced": beats.misfits(set(self.wrapped.time_signatures)),
-            "tempos_clipped": sum(not lowest - 2 <= tempo.qpm <= highest + 2 for tempo in tempos),
-        }
+        return self._fidelity.losses(document, self._note_count(ids))
+
+    def changes(self, document: ScoreTick, ids: Sequence[int]) -> list[str]:
+        return self._fidelity.changes(document, self.decode(ids), self._note_count(ids))
+
+    def _note_count(self, ids: Sequence[int]) -> int:
+        return int(self._notes[np.asarray(ids, dtype=np.int64)].sum())
 
     def variants(self, document: ScoreTick, n: int) -> list[ScoreTick]:
         """The piece, then its transpositions by +1, -1, +2, -2 … semitones, those that stay within 0 to 127."""
@@ -348,33 +376,6 @@ class MidiTokenizer:
                 "note": "load with musicgpt.tokenizer.load_tokenizer; transformers' AutoTokenizer cannot read it",
             },
         )
-
-
-class _Beats:
-    """The beat of a score at any tick: that of the metre, or a quarter note where the scheme writes no metres."""
-
-    def __init__(self, score: ScoreTick, *, by_metre: bool) -> None:
-        self.per_quarter = score.ticks_per_quarter
-        self.by_metre = by_metre
-        self.signatures = sorted((s.time, s.numerator, s.denominator) for s in score.time_signatures)
-
-    def ticks_at(self, times: np.ndarray) -> np.ndarray:
-        """(N,) ticks -> (N,) length of the beat there, in ticks."""
-        if not self.by_metre or not self.signatures:
-            return np.full(len(times), float(self.per_quarter))
-        starts = np.array([time for time, _, _ in self.signatures])
-        lengths = np.array([4 * self.per_quarter / unit for _, _, unit in self.signatures])
-        return lengths[np.clip(np.searchsorted(starts, times, side="right") - 1, 0, None)]
-
-    def misfits(self, known: set[tuple[int, int]]) -> int:
-        """Time signatures that are not `known`, or that begin within a bar."""
-        count, start, bar = 0, 0, 4.0 * self.per_quarter
-        for time, beats, unit in self.signatures:
-            fits = (beats, unit) in known
-            count += not fits or abs((time - start) / bar - round((time - start) / bar)) * bar > 1
-            if fits:
-                start, bar = time, 4.0 * self.per_quarter * beats / unit
-        return count
 
 
 def _why_refused(name: str) -> str:

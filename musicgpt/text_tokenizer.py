@@ -18,12 +18,15 @@ import hashlib
 import html
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from musicgpt.errors import InputError, TokenizerError
 from musicgpt.files import read_json, write_bytes, write_json
+
+if TYPE_CHECKING:
+    import numpy as np
 
 SUFFIXES = (".txt", ".md", ".text")
 NAMES = ("bpe", "bytes", "characters")
@@ -164,9 +167,16 @@ class TextTokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         return str(self.wrapped.decode(list(ids), skip_special_tokens=True))
 
+    def window(self, ids: Sequence[int] | np.ndarray, first: int) -> tuple[int, list[int]]:
+        return first, []  # what stands before a place says no more about it than what stands behind
+
     def losses(self, document: str, ids: Sequence[int]) -> dict[str, int]:
         kept = len(ids) if self.name == "characters" else len(document)
         return {"characters_lost": len(document) - kept}
+
+    def changes(self, document: str, ids: Sequence[int]) -> list[str]:
+        lost = self.losses(document, ids)["characters_lost"]
+        return [f"{lost} characters lost: the vocabulary has none such"] if lost else []
 
     def variants(self, document: str, n: int) -> list[str]:
         return [document]

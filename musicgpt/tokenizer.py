@@ -8,12 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from musicgpt.errors import InputError, TokenizerError
 from musicgpt.files import read_json
 from musicgpt.midi_tokenizer import MidiTokenizer
 from musicgpt.text_tokenizer import NAMES, VOCABULARIES, TextTokenizer
+
+if TYPE_CHECKING:
+    import numpy as np
 
 D = TypeVar("D")
 
@@ -74,8 +77,19 @@ class Tokenizer(Protocol[D]):
 
     def decode(self, ids: Sequence[int]) -> D: ...
 
+    def window(self, ids: Sequence[int] | np.ndarray, first: int) -> tuple[int, list[int]]:
+        """Where a window may begin, at or after `first`, and the ids that say there what would else be unknown.
+
+        Text begins anywhere: (first, []). Music begins at a bar line, with metre, tempo, program and, where their
+        ends are written apart, open notes: header + ids[start:] decodes to the notes of ids from that line on. An end
+        or a beginning of a document (EOS, BOS) is a place too. Where none is left, it is (first, []).
+        """
+
     def losses(self, document: D, ids: Sequence[int]) -> dict[str, int]:
         """What `ids = encode(document)` could not keep, counted by kind."""
+
+    def changes(self, document: D, ids: Sequence[int]) -> list[str]:
+        """What `ids = encode(document)` could not keep as it is, in words: a line for each kind."""
 
     def variants(self, document: D, n: int) -> list[D]:
         """The document, then up to n - 1 others as good to learn from (for music: transpositions)."""

@@ -260,7 +260,14 @@ def _loop(
     special = {"bos_id": tokenizer.bos_id, "eos_id": tokenizer.eos_id}
     n_positions = state.model.config.n_positions
     train_split, val_split = shards.split("train"), shards.split("val")
-    batches = Batches(train_split, batch_size=config.batch_size, n_positions=n_positions, seed=config.seed, **special)
+    batches = Batches(
+        train_split,
+        window=tokenizer.window,
+        batch_size=config.batch_size,
+        n_positions=n_positions,
+        seed=config.seed,
+        **special,
+    )
     if val_split.n_documents == 0:
         raise ShardsError(f"{shards.directory} has nothing to validate on; give more pieces")
     windows = windows_in_order(val_split, n_positions=n_positions, limit=VALIDATION_IDS, **special)
@@ -377,10 +384,11 @@ def _load_state(directory: Path, state: State) -> None:
 def _write_sample(state: State, tokenizer: Tokenizer[Any], run: Path, seed: int) -> None:
     """What the model writes from nothing, to hear or read how far it has come."""
     model = LanguageModel(state.model, tokenizer)
-    piece = model.generate(max_new_tokens=SAMPLE_IDS, seed=seed)
-    state.model.train()
     (run / "samples").mkdir(exist_ok=True)
-    piece.save(run / "samples" / f"step_{state.step:06d}{tokenizer.suffixes[0]}")
+    with suppress(InputError):  # not one complete note: a model that has learned nothing yet
+        piece = model.generate(max_new_tokens=SAMPLE_IDS, seed=seed)
+        piece.save(run / "samples" / f"step_{state.step:06d}{tokenizer.suffixes[0]}")
+    state.model.train()
 
 
 def _cut_metrics(run: Path, step: int) -> None:

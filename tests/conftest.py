@@ -15,6 +15,10 @@ from musicgpt.midi import read_abc, write_midi
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--ids", type=int, default=1000, help="how many ids are sampled of each kind of tokenizer")
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """Real corpora and difficult inputs, beside the repository and never in it."""

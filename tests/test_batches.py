@@ -1,4 +1,4 @@
-"""The stream of windows: every id a target once an epoch, a pure function of (seed, step)."""
+"""The stream of windows: a pure function of (seed, step); each id of text a target once an epoch, music by its bars."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from musicgpt.batches import IGNORED, Batches, windows_in_order
+from musicgpt import midi
+from musicgpt.batches import IGNORED, Batches, Window, windows_in_order
 from musicgpt.shards import Shard, ShardWriter
+from musicgpt.tokenizer import Tokenizer, new_tokenizer
 
 BOS, EOS = 1, 2
 
@@ -36,8 +38,13 @@ def shard(tmp_path: Path) -> Shard:
     return Shard(ids, offsets, documents)
 
 
-def batches(shard: Shard, **changes: int) -> Batches:
-    return Batches(shard, **({"batch_size": 4, "n_positions": 16, "seed": 5, "bos_id": BOS, "eos_id": EOS} | changes))
+def anywhere(ids: np.ndarray, first: int) -> tuple[int, list[int]]:
+    return first, []
+
+
+def batches(shard: Shard, window: Window = anywhere, **changes: int) -> Batches:
+    given = {"batch_size": 4, "n_positions": 16, "seed": 5, "bos_id": BOS, "eos_id": EOS} | changes
+    return Batches(shard, window=window, **given)
 
 
 def test_targets_are_the_next_ids_and_a_certain_bos_is_none(shard: Shard) -> None:
@@ -54,7 +61,7 @@ def in_stream_order(made: Batches, steps: int) -> list[int]:
     """The ids of the first windows, put back into the order in which they stand in the stream."""
     windows = {}
     for step in range(steps):
-        for start, ids in zip(made._starts(step), made[step][0], strict=True):
+        for start, ids in zip(made._cuts(step), made[step][0], strict=True):
             windows[start] = ids.tolist()
     return [id for start in sorted(windows) for id in windows[start]]
 
@@ -79,7 +86,7 @@ def test_in_an_epoch_every_document_comes_once_in_one_variant(shard: Shard) -> N
 
 def test_every_window_of_the_stream_comes_once_and_none_beside_its_neighbour(shard: Shard) -> None:
     made = batches(shard, batch_size=1)
-    starts = [made._starts(step)[0] for step in range(400)]
+    starts = [made._cuts(step)[0] for step in range(400)]
     assert len(set(starts)) == 400
     epochs = [made._epoch_of(start) for start in starts]
     assert epochs == sorted(epochs)  # an epoch is finished before the next begins
@@ -129,6 +136,24 @@ def test_a_corpus_smaller_than_a_window_repeats(tmp_path: Path) -> None:
     assert targets[0].tolist() == [10, 11, EOS, IGNORED] * 4
 
 
+def stream_of(made: Batches, epochs: int) -> np.ndarray:
+    """All ids of the first epochs, put together sequence by sequence."""
+    return np.concatenate([made.shard.sequence(int(n)) for e in range(epochs) for n in made._plan(e).sequences]).astype(
+        np.int64
+    )
+
+
+@pytest.mark.parametrize("name", ["bytes", "bpe"])
+def test_text_is_the_stream_cut_at_every_t_ids(shard: Shard, name: str) -> None:
+    made = batches(shard, new_tokenizer(name).window)
+    stream = stream_of(made, 4)
+    for step in range(40):
+        for cut, ids, targets in zip(made._cuts(step), *made[step], strict=True):
+            assert ids.tolist() == stream[cut : cut + 16].tolist()
+            following = stream[cut + 1 : cut + 17]
+            assert targets.tolist() == np.where(following == BOS, IGNORED, following).tolist()
+
+
 def test_where_bos_is_eos_it_is_scored(shard: Shard) -> None:
     _, targets = batches(shard, eos_id=BOS)[0]
     assert not (targets == IGNORED).any()
@@ -147,3 +172,89 @@ def test_validation_scores_each_id_once(shard: Shard) -> None:
     assert [id for id in targets if id != IGNORED] == [id for id in expected if id != BOS]
     few = windows_in_order(shard, n_positions=16, bos_id=BOS, eos_id=EOS, limit=100)
     assert 0 < sum(ids.numel() for ids, _ in few) <= 100
+
+
+def music_shard(folder: Path, corpora: list[Path], tokenizer: Tokenizer[object], end: bool = True) -> Shard:
+    folder.mkdir()
+    with ShardWriter(folder, "train", tokenizer.vocab_size) as writer:
+        for score in (midi.read_scores(path)[0][0] for path in corpora):
+            if score.note_num() < 2500:
+                ids = tokenizer.encode(score)
+                writer.add([[tokenizer.bos_id, *ids, *([tokenizer.eos_id] if end else [])]])
+    return Shard(np.fromfile(folder / "train.ids", dtype="<u2"), np.array(writer.offsets), np.array(writer.documents))
+
+
+@pytest.fixture(params=["remi", "tsd", "midilike", "structured"])
+def music(request: pytest.FixtureRequest, tmp_path: Path, corpora: list[Path]) -> tuple[Shard, Batches]:
+    tokenizer = new_tokenizer(request.param)
+    shard = music_shard(tmp_path / "music", corpora, tokenizer)
+    return shard, batches(shard, tokenizer.window, n_positions=256, bos_id=tokenizer.bos_id, eos_id=tokenizer.eos_id)
+
+
+def test_a_window_of_music_begins_at_a_bar_line_or_with_the_next_document(music: tuple[Shard, Batches]) -> None:
+    _, made = music
+    stream = stream_of(made, 3)
+    bos = made.unscored
+    begins = np.flatnonzero(stream == bos)
+    headers = 0
+    for step in range(20):
+        for cut, ids, targets in zip(made._cuts(step), *made[step], strict=True):
+            n = int(np.searchsorted(begins, cut, side="right"))
+            begin, end = int(begins[n - 1]), int(begins[n])
+            start, header = made.window(stream[begin:end], cut - begin)
+            start += begin
+            if start - cut + len(header) > 128:
+                start, header = cut, []
+            if cut < start == end - 1:
+                start = end
+            assert [*header, *stream[start : start + 257 - len(header)].tolist()][:-1] == ids.tolist()
+            scored = max(0, len(header) - 1)
+            assert (targets[:scored] == IGNORED).all()
+            following = stream[start + (not header) :][: 256 - scored]
+            assert targets[scored:].tolist() == np.where(following == bos, IGNORED, following).tolist()
+            assert header or start in (cut, end)
+            headers += bool(header)
+    assert headers > 50  # of 80
+
+
+def test_what_is_skipped_in_one_epoch_is_learned_in_another(music: tuple[Shard, Batches]) -> None:
+    shard, made = music
+    made = Batches(
+        shard, window=made.window, batch_size=1, n_positions=256, seed=0, bos_id=made.unscored or 0, eos_id=made.eos_id
+    )
+    epochs = 24
+    stream = stream_of(made, epochs + 1)
+    seen = np.zeros(len(stream), dtype=np.int64)
+    made._epoch_of(len(stream) - 1)
+    for cut in range(0, made._epoch_starts[epochs], 256):
+        start, header = made._begin(cut)
+        seen[start + (len(header) == 0) : start + 257 - len(header)] += 1
+    length = len(shard.ids)
+    document_of = np.repeat(np.arange(shard.n_documents), np.diff(shard.offsets))
+    epochs_seen = np.zeros(length, dtype=np.int64)
+    for epoch in range(epochs):
+        start = made._epoch_starts[epoch]
+        part = seen[start : start + length]
+        assert (part > 0).mean() > 0.85
+        assert part.max() <= 2
+        where = np.concatenate([np.flatnonzero(document_of == d) for d in made._plan(epoch).order])
+        epochs_seen[where] += part > 0
+    assert (epochs_seen[shard.ids != made.unscored] > 0).all()
+
+
+def test_a_piece_without_an_end_is_followed_by_the_next(tmp_path: Path, corpora: list[Path]) -> None:
+    tokenizer = new_tokenizer("remi")
+    shard = music_shard(tmp_path / "music", corpora, tokenizer, end=False)
+    made = batches(shard, tokenizer.window, n_positions=1024, bos_id=tokenizer.bos_id, eos_id=tokenizer.eos_id)
+    bar = tokenizer.wrapped.vocab["Bar_None"]
+    for step in range(25):
+        for ids in made[step][0].tolist():
+            assert ids[0] == tokenizer.bos_id or bar in ids[:3]
+
+
+def test_a_header_that_would_fill_the_context_is_left_out(music: tuple[Shard, Batches]) -> None:
+    shard, made = music
+    tiny = Batches(
+        shard, window=made.window, batch_size=8, n_positions=4, seed=0, bos_id=made.unscored or 0, eos_id=made.eos_id
+    )
+    assert all((tiny[step][1] != IGNORED).sum() >= 8 for step in range(50))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,10 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from musicgpt.checkpoint import load, load_model, resolve_checkpoint, save_model
+from musicgpt.checkpoint import load, load_model, model_sha256, resolve_checkpoint, save_model, tokenizer_sha256
 from musicgpt.errors import CheckpointError, TokenizerError, UsageError
 from musicgpt.model import GPT, GPTConfig
+from musicgpt.tokenizer import load_tokenizer, new_tokenizer
 
 CONFIG = GPTConfig(vocab_size=50, n_positions=16, n_embd=16, n_layer=2, n_head=2)
 
@@ -183,6 +185,61 @@ def test_what_is_no_checkpoint_is_refused(tmp_path: Path, run: Path) -> None:
 def test_a_run_means_its_best_checkpoint(run: Path) -> None:
     assert resolve_checkpoint(run) == run / "best"
     assert resolve_checkpoint(run / "last") == run / "last"
+
+
+def test_the_hash_of_a_model_is_that_of_what_it_computes(tmp_path: Path) -> None:
+    """However its files are laid out; each change of a weight, the precision or the shape changes it."""
+    hf = transformers.GPT2LMHeadModel(
+        transformers.GPT2Config(vocab_size=50, n_positions=16, n_embd=16, n_layer=2, n_head=2, resid_pdrop=0.5)
+    )
+    hf.save_pretrained(tmp_path / "hf")
+    model = load_model(tmp_path / "hf")
+    found = model_sha256(model)
+    assert re.fullmatch("[0-9a-f]{64}", found)
+    save_model(tmp_path / "ours", model)
+    hf.save_pretrained(tmp_path / "split", max_shard_size="5KB")
+    assert len([*(tmp_path / "split").glob("*.safetensors")]) > 1
+    edit(tmp_path / "ours" / "config.json", resid_pdrop=0.0, bos_token_id=3)
+    for name in ("ours", "split"):
+        assert model_sha256(load_model(tmp_path / name)) == found
+    others = [found]
+    for field, value in (("n_head", 4), ("layer_norm_epsilon", 1e-6)):
+        whole = (tmp_path / "ours" / "config.json").read_bytes()
+        edit(tmp_path / "ours" / "config.json", **{field: value})
+        others.append(model_sha256(load_model(tmp_path / "ours")))
+        (tmp_path / "ours" / "config.json").write_bytes(whole)
+    for weight in model.state_dict().values():
+        weight.view(-1)[-1] += 1
+        others.append(model_sha256(model))
+    assert len(set(others)) == len(others) == 3 + len(model.state_dict())
+
+
+def test_the_hash_of_a_model_in_bfloat16(tmp_path: Path) -> None:
+    model = GPT(CONFIG).bfloat16()
+    save_model(tmp_path, model)
+    assert load_model(tmp_path).wte.weight.dtype == torch.bfloat16
+    assert model_sha256(load_model(tmp_path)) == model_sha256(model) != model_sha256(model.float())
+
+
+def test_the_hash_of_a_tokenizer(run: Path, tunes: list[Any], tmp_path: Path) -> None:
+    found = tokenizer_sha256(load_tokenizer(run / "best"))
+    assert re.fullmatch("[0-9a-f]{64}", found)
+    assert found == tokenizer_sha256(load_tokenizer(run / "shards")) == tokenizer_sha256(new_tokenizer("remi"))
+    tokenizers = [new_tokenizer(name) for name in ("remi", "tsd", "bytes", "bpe", "characters")]
+    for size in (800, 900):
+        tokenizers.append(new_tokenizer("tsd"))
+        size += tokenizers[-1].vocab_size
+        tokenizers[-1].learn(tunes[:20], size)
+    tokenizers[3].learn(["to be or not to be"], 260)
+    hashes = [tokenizer_sha256(tokenizer) for tokenizer in tokenizers]
+    assert len(set(hashes)) == len(hashes)
+    for i, (tokenizer, before) in enumerate(zip(tokenizers, hashes, strict=True)):
+        folder = tmp_path / str(i)
+        folder.mkdir()
+        tokenizer.save(folder)
+        if "miditok_version" in json.loads((folder / "tokenizer.json").read_text()):
+            edit(folder / "tokenizer.json", miditok_version="3.1.7", symusic_version="0.6.9")
+        assert tokenizer_sha256(load_tokenizer(folder)) == before
 
 
 def test_a_checkpoint_without_a_tokenizer_or_with_a_foreign_one_is_refused(run: Path, directory: Path) -> None:

@@ -58,7 +58,7 @@ def test_without_the_prompt_only_the_new_is_written(run: Path, folk: Path, tmp_p
 def test_nothing_is_overwritten_without_force(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out.mid"
     out.write_bytes(b"mine")
-    ask = f"generate {run} --max-new-tokens 10 -o {out}"
+    ask = f"generate {run} --max-new-tokens 60 -o {out}"
     assert "is there already; choose another -o, or overwrite it with --force" in fails(ask, capsys)
     assert out.read_bytes() == b"mine"
     main([*ask.split(), "--force"])
@@ -81,8 +81,32 @@ def test_nothing_is_overwritten_without_force(run: Path, tmp_path: Path, capsys:
         ("--prompt PAGE", "is not a MIDI file: it begins with"),
         ("--prompt CUT", "cannot be read"),
         ("--prompt TEXT", "is no music file by its name"),
-        ("--prompt LONG", "ids long and the model's context holds 127"),
-        ("--prompt TUNE --prompt-tokens 0", "--prompt-tokens 0: expected at least 1"),
+        ("--prompt TUNE --prompt-tokens 0", "prompt_tokens 0: expected at least 1"),
+        ("--prompt TUNE --prompt-bars 0", "prompt_bars 0: expected at least 1"),
+        ("--bars 0", "bars 0: expected at least 1"),
+        ("--seconds 0.1", "seconds 0.1: expected at least 1"),
+        ("--bars 2 --seconds 3", "bars and seconds: one of them is the length"),
+        ("--best-of 0", "best_of 0: expected at least 1"),
+        ("--prompt TUNE --max-new-tokens 2", "the way to the first bar line takes"),
+        ("--max-new-tokens 3", "no note was complete: ask for more"),
+        ("--tempo fast", "--tempo fast: expected quarter notes a minute"),
+        ("--time-signature 4/5", "--time-signature 4/5: expected one such as 4/4"),
+        ("--time-signature 25/16", "this tokenizer does not have it"),
+        ("--instruments piano,kazoo", "'kazoo': no instrument of General MIDI is called so"),
+        ("--instruments 128", "programs are numbered 0 to 127"),
+        ("--scale H-dur", "expected a tonic and one of major, minor"),
+        ("--pitch-range C6-C3", "expected two notes from low to high"),
+        ("--pitch-range C#4-C#4 --scale C", "holds no note of"),
+        ("--max-polyphony 0", "--max-polyphony 0: expected at least 1"),
+        ("--track piano", "expected a track and what holds for it"),
+        ("--track 3:scale=C --instruments piano", "there are 1 tracks, counted from 0"),
+        ("--track 0:scale=C", "there are 0 tracks, counted from 0"),
+        ("--track cello:scale=C --instruments piano", "Cello does not play here"),
+        ("--instruments piano,²", "no instrument of General MIDI"),
+        ("--tempo 1e9", "this tokenizer has 20 to 300"),
+        ("--replay TUNE", "does not say how it was made"),
+        ("--replay TUNE --bars 3", "--replay takes everything from the file: leave out --bars"),
+        ("--stream --num-samples 2", "--stream shows one piece"),
         ("-o FOLDER/no/out.mid", "does not exist; make it, or choose another -o"),
         ("-o FOLDER/out.wav", "this model writes .mid files"),
         ("--nonsense", "unrecognized arguments: --nonsense"),
@@ -93,21 +117,19 @@ def test_generate_refuses_in_one_line_and_writes_nothing(
     message: str,
     run: Path,
     folk: Path,
-    tunes: list[symusic.Score],
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     given = tmp_path / "given"
     given.mkdir()
     whole = (folk / "000.mid").read_bytes()
-    longest = max(tunes, key=lambda tune: tune.note_num()).dumps_midi()
-    files = {"EMPTY": b"", "PAGE": b"<html></html>", "CUT": whole[:10], "LONG": longest, "TUNE": whole}
+    files = {"EMPTY": b"", "PAGE": b"<html></html>", "CUT": whole[:10], "TUNE": whole}
     for name, data in files.items():
         (given / f"{name}.mid").write_bytes(data)
         flags = flags.replace(name, str(given / f"{name}.mid"))
     (given / "a.txt").write_text("hello")
     flags = flags.replace("TEXT", str(given / "a.txt")).replace("FOLDER", str(tmp_path))
-    out = "" if "-o" in flags else f"-o {tmp_path / 'out.mid'}"
+    out = "" if "-o " in flags else f"-o {tmp_path / 'out.mid'}"
     assert message in fails(f"generate {run} {flags} {out}", capsys)
     assert [path.name for path in tmp_path.iterdir()] == ["given"]
 

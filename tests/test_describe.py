@@ -25,6 +25,7 @@ from musicgpt.describe import describe, in_words, loss_curve, picture
 from musicgpt.errors import InputError, MusicGPTError, UsageError
 from musicgpt.files import write_json
 from musicgpt.midi import write_midi
+from musicgpt.provenance import PROVENANCE, provenance_text
 from musicgpt.tokenizer import new_tokenizer
 
 
@@ -114,6 +115,53 @@ def test_real_music_against_mido_and_pretty_midi(corpora: list[Path]) -> None:
         assert found["each"][0]["tempos"]["count"] >= len(times) - 1
         assert len(in_words(found).splitlines()) <= 40
     assert compared > 20
+
+
+def test_what_made_a_file_is_said_in_words_and_whole(
+    tunes: list[symusic.Score], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    values = {
+        "version": "0.1.0",
+        "seed": 1234567,
+        "settings": {"temperature": 1.0, "top_k": 40, "top_p": None, "bars": 8, "prompt": "Früh\x1b[31mling.mid"},
+        "sample": 2,
+        "num_samples": 4,
+        "checkpoint": "ab12cd34" * 8,
+        "tokenizer": "0123456789abcdef" * 4,
+        "prompt_ids": list(range(1312)),
+    }
+    path = tmp_path / "made.mid"
+    write_midi(tunes[0], path, text=provenance_text(values))
+    assert json.loads(said(f"inspect {path} --json", capsys))["provenance"] == values
+    words = said(f"inspect {path}", capsys)
+    assert "\x1b" not in words
+    assert " ".join(words[words.index("made by") : words.index("notes")].split()) == (
+        "made by musicgpt 0.1.0: seed 1234567, temperature 1.0, top_k 40, bars 8, prompt Früh?[31mling.mid, "
+        "sample 2 of 4, checkpoint sha256 ab12cd34…, tokenizer sha256 01234567…, prompt of 1,312 ids"
+    )
+    write_midi(tunes[0], path)
+    assert describe(path)["provenance"] is None
+    assert "made by" not in said(f"inspect {path}", capsys)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('{"seed": 7}', "musicgpt: seed 7"),
+        ('{"version": "9", "prompt_ids": [], "num_samples": 1}', "musicgpt 9: no prompt"),
+        ('{"prompt_ids": 3, "num_samples": [], "checkpoint": {}, "settings": []}', "musicgpt: sample null of []"),
+        ('{"settings": {"a": NaN, "b": true, "c": {"d": 1}}, "mood": "x"}', 'musicgpt: b true, c {"d": 1}, mood x'),
+        (json.dumps({"settings": {f"{'k' * 99}{i}": "v" * 999 for i in range(500)}}), "…"),
+    ],
+)
+def test_any_words_about_its_making_are_shown(
+    text: str, words: str, tunes: list[symusic.Score], tmp_path: Path
+) -> None:
+    write_midi(tunes[0], tmp_path / "made.mid", text=PROVENANCE + text)
+    found = describe(tmp_path / "made.mid")
+    json.dumps(found, allow_nan=False)
+    assert words in in_words(found)
+    assert len(in_words(found).splitlines()) <= 40
 
 
 def test_many_changes_are_cut_short_with_their_count(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 import zipfile
@@ -30,8 +31,9 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     assert wheel.name.startswith("musicgpt_midi-")
     names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
+    parts = [(ROOT / "musicgpt").iterdir(), (ROOT / "musicgpt" / "assets" / "phrases").iterdir()]
     assert names == {
-        f"musicgpt/{path.name}" for path in (ROOT / "musicgpt").iterdir() if path.suffix in (".py", ".typed")
+        str(path.relative_to(ROOT)) for part in parts for path in part if path.suffix in (".py", ".typed", ".abc")
     }
 
 
@@ -49,6 +51,7 @@ def test_the_wheel_trains_and_generates_outside_the_source_tree(wheel: Path, fol
     assert str(site) in run("-c", "import musicgpt; print(musicgpt.__file__)")
     run("-m", "musicgpt", "train", str(folk), "--out", "run", "--n-positions", "32", "--steps", "2")
     run("-m", "musicgpt", "generate", "run", "--max-new-tokens", "40", "-o", "out.mid")
+    run("-m", "musicgpt", "generate", "run", "--prompt", "lament", "--prompt-tokens", "20", "-o", "on.mid")
     assert (tmp_path / "out.mid").read_bytes()[:4] == b"MThd"
 
 
@@ -89,7 +92,7 @@ def test_the_commands_of_the_readme_run(
     (tmp_path / "runs").mkdir()
     for name in ("notes.txt", "tinyshakespeare.txt"):
         (tmp_path / name).write_text((ROOT / "README.md").read_text())
-    arguments = command.split()[1:]
+    arguments = shlex.split(command)[1:]
     shape = "--n-positions 32 --batch-size 1 --steps 1 --transpositions 1".split()
     if arguments[0] == "train":
         if "--resume" in arguments:
@@ -104,5 +107,9 @@ def test_the_commands_of_the_readme_run(
         if arguments[1] in ("runs/text", "runs/shakespeare"):
             main(["train", "notes.txt", "--out", arguments[1], *shape])
     if arguments[0] == "generate":
-        arguments += "--max-new-tokens 20 --prompt-tokens 40".split()
+        if "--replay" in arguments:
+            main("generate runs/mine --bars 1 -o out.mid".split())
+        else:
+            arguments += "--max-new-tokens 60".split()
+            arguments += [] if "--prompt-bars" in arguments else ["--prompt-tokens", "40"]
     main(arguments)

@@ -57,7 +57,7 @@ def test_text_is_streamed_to_the_terminal(text_run: Path, capsys: pytest.Capture
     whole = capsys.readouterr().out
     assert whole.startswith("The Python ")
     model = musicgpt.load(text_run)
-    pieces = list(model.stream_text(model.prompt_ids("The Python "), max_new_tokens=30))
+    pieces = list(model.stream("The Python ", max_new_tokens=30))
     assert len(pieces) > 5
     assert "The Python " + "".join(pieces) + "\n" == whole
     assert model.generate("The Python ", max_new_tokens=30).document + "\n" == whole
@@ -80,7 +80,7 @@ def test_no_piece_of_a_stream_ends_within_a_character(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("日本語のテスト😀" * 300)
     main(f"train {tmp_path / 'a.txt'} --out {tmp_path / 'run'} --tokenizer bytes {SMALL}".split())
     model = musicgpt.load(tmp_path / "run")
-    pieces = list(model.stream_text([], max_new_tokens=60, temperature=1.5, top_k=None))
+    pieces = list(model.stream(max_new_tokens=60, temperature=1.5, top_k=None))
     whole = model.generate(max_new_tokens=60, temperature=1.5, top_k=None).document
     assert "".join(pieces) == whole
 

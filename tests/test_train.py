@@ -242,7 +242,7 @@ def test_a_mistake_costs_nothing_of_an_older_run(run: Path, folk: Path, tmp_path
     other = tmp_path / "run.old"
     other.mkdir()
     (other / "mine.txt").touch()
-    main(f"generate {copy} --max-new-tokens 5 -o {tmp_path / 'a.mid'}".split())
+    main(f"generate {copy} --bars 1 -o {tmp_path / 'a.mid'}".split())
     assert (other / "mine.txt").exists()
 
 

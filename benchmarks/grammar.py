@@ -1,0 +1,176 @@
+"""What the grammar gives and what it costs: one checkpoint, the same seeds, with the grammar and without.
+
+    python benchmarks/grammar.py runs/pop909 [--vocabulary DIRECTORY]
+
+Prints the share of ill-formed sequences (judged by tests/replay.py, which shares no code with the grammar), the ids a
+second of both, the time to the first note, and the speed far into a piece. Run it on a quiet machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+from replay import IllFormed, read_back, replay
+
+import musicgpt
+from musicgpt.compose import LanguageModel
+from musicgpt.generate import generate
+from musicgpt.grammar import Grammar
+from musicgpt.midi_tokenizer import MidiTokenizer
+from musicgpt.model import GPT, PRESETS, GPTConfig
+from musicgpt.sampling import SamplingConfig
+
+IDS = 512
+
+
+def sampled(model: LanguageModel, config: SamplingConfig, seed: int, *, guided: bool) -> list[int]:
+    """One sequence from nothing, to the end token or IDS ids."""
+    grammar = Grammar(model.vocabulary) if guided else None
+    steps = generate(
+        model.model,
+        [model.tokenizer.bos_id],
+        config,
+        max_new_tokens=IDS,
+        seed=seed,
+        eos_id=model.tokenizer.eos_id,
+        n_ids=model.tokenizer.vocab_size,
+        guide=grammar,
+        state=grammar.begin if grammar else None,
+        window=model.tokenizer.window,
+    )
+    ids = [id for (id,) in steps if id is not None]
+    return [id for id in ids if id != model.tokenizer.eos_id]
+
+
+def faults(model: LanguageModel, ids: list[int]) -> dict[str, bool]:
+    """What is wrong with a sequence, wherever it stops."""
+    tokens = [token for id in ids for token in model.tokenizer.expansions[id]]
+    strict = malformed = False
+    try:
+        strict = bool(replay(model.tokenizer.name, tokens, strict=False, ended=False).breaches)
+    except IllFormed:
+        malformed = True
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "a.mid"
+        score = model.tokenizer.decode(ids)
+        model.tokenizer.write(score, path)
+        read = read_back(path)
+    return {
+        "tokens in an order that cannot be played as written": malformed,
+        "that, or a note begins while it sounds": malformed or strict,
+        "three libraries read different notes": not (read["symusic"] == read["mido"] == read["pretty_midi"]),
+        "no note": score.note_num() == 0,
+    }
+
+
+def shares(model: LanguageModel, n: int) -> None:
+    print(f"{n} sequences of at most {IDS} ids each, seeds 0 to {n - 1}, top-k 40; share of them in which\n")
+    columns: list[list[str]] = []
+    rows: list[str] = []
+    for temperature in (1.0, 1.3):
+        for guided in (False, True):
+            config = SamplingConfig(temperature=temperature)
+            found = [faults(model, sampled(model, config, seed, guided=guided)) for seed in range(n)]
+            rows = list(found[0])
+            label = f"{'with' if guided else 'without'} grammar, temperature {temperature}"
+            columns.append([label, *(f"{sum(each[row] for each in found) / n:.1%}" for row in rows)])
+    for i, row in enumerate(["", *rows]):
+        print("| " + " | ".join([row, *(column[i] for column in columns)]) + " |")
+        if i == 0:
+            print("|---" * (len(columns) + 1) + "|")
+
+
+def cost(model: LanguageModel, name: str, rounds: int = 5, ids: int = 256) -> None:
+    """Milliseconds an id with and without, in turn; and what of it the grammar takes by itself."""
+    config = SamplingConfig()
+    times: dict[bool, list[float]] = {True: [], False: []}
+    for seed in range(rounds):
+        for guided in (True, False):
+            grammar = Grammar(model.vocabulary, bars=10**6) if guided else None
+            steps = generate(
+                model.model,
+                [model.tokenizer.bos_id],
+                config,
+                max_new_tokens=ids,
+                seed=seed,
+                n_ids=model.tokenizer.vocab_size,
+                guide=grammar,
+                state=grammar.begin if grammar else None,
+                window=model.tokenizer.window,
+            )
+            start = time.perf_counter()
+            count = sum(1 for _ in steps)
+            times[guided].append((time.perf_counter() - start) / count * 1000)
+    grammar = Grammar(model.vocabulary, bars=10**6)
+    state, own = grammar.begin, []
+    row = model.stream(bars=10**6, max_new_tokens=ids, seed=1)
+    for _ in row.steps():
+        pass
+    for id in row.rows[0].ids:
+        start = time.perf_counter()
+        grammar.mask(state)
+        state = grammar.advance(state, id)
+        own.append((time.perf_counter() - start) * 1000)
+    with_it, without = (statistics.median(times[guided]) for guided in (True, False))
+    share = statistics.mean(own) / with_it
+    print(
+        f"{name}, {model.tokenizer.vocab_size:,} ids: {with_it:.2f} ms an id with the grammar, {without:.2f} without; "
+        f"mask and advance alone {statistics.mean(own):.2f} ms, {share:.1%} of the former"
+    )
+
+
+def far(model: LanguageModel) -> None:
+    """Ids a second around id 1,000 and around id 20,000 of one piece."""
+    stream = model.stream(bars=10**6, max_new_tokens=20_600, seed=3)
+    marks: dict[int, float] = {}
+    for i, _ in enumerate(stream.steps(), 1):
+        if i in (500, 1500, 19_500, 20_500):
+            marks[i] = time.perf_counter()
+            if i == 20_500:
+                break
+    early, late = 1000 / (marks[1500] - marks[500]), 1000 / (marks[20_500] - marks[19_500])
+    print(f"ids a second around id 1,000: {early:.0f}, around id 20,000: {late:.0f}, ratio {late / early:.2f}")
+
+
+def first_note(model: LanguageModel) -> None:
+    seconds = []
+    for seed in range(9):
+        start = time.perf_counter()
+        next(iter(model.stream("pop", bars=8, seed=seed)))
+        seconds.append(time.perf_counter() - start)
+    print(f"time to the first note behind the phrase `pop`: {statistics.median(seconds) * 1000:.0f} ms (median of 9)")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("checkpoint")
+    parser.add_argument("--vocabulary", type=Path, help="a tokenizer with a large learned vocabulary, for the cost")
+    parser.add_argument("-n", type=int, default=100)
+    parser.add_argument("--only-cost", action="store_true", help="leave out the table")
+    options = parser.parse_args()
+    model = musicgpt.load(options.checkpoint)
+    if not options.only_cost:
+        shares(model, options.n)
+        print()
+    model.vocabulary  # noqa: B018 made once a model
+    cost(model, "this checkpoint")
+    if options.vocabulary:
+        tokenizer = MidiTokenizer.load(options.vocabulary)
+        for preset in ("music-tiny", "music-small"):
+            torch.manual_seed(0)
+            config = GPTConfig(vocab_size=tokenizer.vocab_size, **PRESETS[preset])
+            cost(LanguageModel(GPT(config), tokenizer), f"{preset} with random weights")
+    first_note(model)
+    far(model)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,668 @@
+"""Which ids may follow: every piece that is sampled under this mask is well formed and keeps to what was asked.
+
+A grammar is made for one prompt and one request; a state says where in the music a sequence is. States are
+immutable, so the rows of a batch, drafts and undoing cost nothing:
+
+    grammar = Grammar(vocabulary, prompt_ids, bars=8)
+    state = grammar.begin                  # behind prompt_ids + grammar.prelude
+    allowed = grammar.mask(state)          # (V,) bool, applied before temperature and filters
+    state = grammar.advance(state, id)
+
+What holds: token types in legal order; positions rise within the bar and stay inside it; notes are complete, sound for
+some time, and one ends before the next of its pitch and program begins; programs and pitches rise within a moment, as
+`encode` writes them; drum notes for drums; at most 15 instruments beside the drums; and all `Constraints`. A learned id
+is legal where its whole expansion is; some that are legal in rare places only are never offered, their base tokens are.
+
+With a length, the end token is barred until it is reached. Then whatever would step over the closing line ends the
+piece, and nothing sounds beyond it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import lru_cache
+from math import floor
+from typing import Any
+
+import numpy as np
+
+from musicgpt.constraints import ANY, DRUMS, Constraints, program_name
+from musicgpt.errors import InputError, UsageError
+from musicgpt.state import DEFAULT_TEMPO, FOREVER, Reader, State
+from musicgpt.vocabulary import (
+    BAR,
+    DURATION,
+    METRE,
+    NONE,
+    OFF,
+    ON,
+    POSITION,
+    PROGRAM,
+    SHIFT,
+    START,
+    TEMPO,
+    VELOCITY,
+    Base,
+    Vocabulary,
+)
+
+MAX_INSTRUMENTS = 15
+"""Beside the drums: a MIDI file has 16 channels, and one is theirs."""
+
+Mask = Any
+"""np.ndarray, (V,) bool"""
+
+OPENINGS = {"remi": (BAR, METRE, POSITION, TEMPO), "tsd": (METRE, TEMPO), "midilike": (METRE, TEMPO), "structured": ()}
+"""How a piece begins: its metre and its tempo come before its first note."""
+
+
+class Grammar:
+    """The grammar of what may follow one prompt (ids without BOS).
+
+    Raises:
+        UsageError: a constraint that this tokenizer cannot express.
+        InputError: a prompt that leaves no room for music.
+    """
+
+    def __init__(
+        self,
+        vocabulary: Vocabulary,
+        prompt_ids: Sequence[int] = (),
+        constraints: Constraints | None = None,
+        *,
+        bars: int | None = None,
+        seconds: float | None = None,
+    ) -> None:
+        self.vocabulary = v = vocabulary
+        self.constraints = constraints or Constraints()
+        self.remarks: list[str] = []
+        self.bars, self.seconds = bars, seconds
+        self.last_bar: int | None = None
+        self.boundary = 0
+        """The tick at which the new music begins."""
+        self.reader = Reader(vocabulary, self.constraints.max_bar_repeats or 0)
+        state = self.reader.start()
+        for id in prompt_ids:
+            state = self.reader.read(state, v.tokens[id])
+        if state.phase != START and not state.tracks:
+            raise InputError("the prompt holds no note that this model's vocabulary has")
+        self._compile(state)
+        self.prompt_ids = list(prompt_ids)
+        """Those of the prompt; midilike may take its last moment into the prelude, to change tempo or metre in it."""
+        self.prelude, self.begin = self._begin(state)
+
+    # what was asked, in terms of this vocabulary
+
+    def _compile(self, prompt: State) -> None:
+        v, asked = self.vocabulary, self.constraints
+        given = prompt.phase != START
+        if not v.has_tempos and asked.tempo_bpm is not None:
+            raise UsageError(f"--tempo: the tokenizer {v.scheme} writes no tempo")
+        if not v.has_metres and asked.metre not in (None, (4, 4)):
+            raise UsageError(f"--time-signature {asked.time_signature}: the tokenizer {v.scheme} writes 4/4 only")
+        if v.scheme == "structured":
+            self.remarks.append(f"structured writes neither tempo nor metre: this is 4/4 at {DEFAULT_TEMPO:g}")
+        self.tempo: float | None = None
+        if asked.tempo_bpm is not None:
+            known = np.array([base.value for base in v.id_of if base.kind == TEMPO])
+            step = float(np.diff(np.sort(known)).max(initial=4.0))
+            if not known.min() - step <= asked.tempo_bpm <= known.max() + step:
+                raise UsageError(f"--tempo {asked.tempo_bpm:g}: this tokenizer has {known.min():g} to {known.max():g}")
+            self.tempo = float(known[np.abs(known - asked.tempo_bpm).argmin()])
+            if self.tempo != asked.tempo_bpm:
+                self.remarks.append(f"tempo {asked.tempo_bpm:g} to {self.tempo:g}")
+        elif given and asked.tempo != ANY and prompt.tempo:
+            self.tempo = prompt.tempo
+        self.metre: int | None = None
+        if asked.metre is not None and v.has_metres:
+            if asked.metre not in v.metres or Base(METRE, v.metres.index(asked.metre)) not in v.id_of:
+                raise UsageError(f"--time-signature {asked.time_signature}: this tokenizer does not have it")
+            self.metre = v.metres.index(asked.metre)
+        elif given and asked.time_signature != ANY:
+            self.metre = prompt.metre
+        order = prompt.tracks
+        self.remarks += asked.remarks
+        pitches = asked.pitches(order)
+        exist = np.zeros_like(pitches)
+        for base in v.id_of:
+            if base.kind == ON:
+                exist[DRUMS if base.drum else slice(0, DRUMS), int(base.value)] = True
+        programs = {int(base.value) for base in v.id_of if base.kind == PROGRAM}
+        if asked.programs is not None:
+            missing = [rank for rank in asked.programs if rank not in programs]
+            if missing:
+                raise UsageError(f"--instruments: this tokenizer has no program {missing[0]}")
+        elif given and asked.instruments != ANY:
+            programs &= prompt.programs
+        exist[[rank for rank in range(DRUMS + 1) if rank not in programs]] = False
+        self.pitches = pitches & exist
+        """(129, 128) bool: what each program may play."""
+        if not self.pitches.any():
+            raise UsageError("no note is left by these instruments, scale and pitch ranges together")
+        silent = [rank for rank in asked.track_programs(order) if not self.pitches[rank].any()]
+        if silent:
+            raise UsageError(f"--track: {program_name(silent[0])} does not play here; name it in --instruments too")
+        self.polyphony = asked.polyphony(order)
+        self._usable = self.pitches.any(axis=1)
+        self._fewest = int(self.pitches.sum(axis=1)[self._usable].min())
+        self._top = int(np.flatnonzero(self._usable)[-1])
+        self._above = np.zeros((DRUMS + 1, 129), dtype=np.int32)
+        self._above[:, :-1] = self.pitches[:, ::-1].cumsum(axis=1)[:, ::-1]
+        """How many pitches a program has from each pitch on."""
+
+        own = (v.row_program >= 0) & (v.row_kind == ON)
+        bad = own & ~self.pitches[v.row_program, v.row_pitch]
+        static = v.ok.copy()
+        static[v.row_id[bad]] = False
+        static &= ~(v.uses & ~self._usable).any(axis=1)
+        if self.tempo is not None:
+            static &= (v.tempos == 0) | (v.tempo == self.tempo)
+        if self.seconds is not None:  # the closing line moves with the tempo: changes come alone
+            static &= (v.tempos == 0) | (v.size == 1)
+        if self.metre is not None:
+            static &= (v.metre < 0) | (v.metre == self.metre)
+        self._static = static
+        unsaid = {METRE} - {METRE if v.has_metres else START} | {TEMPO} - {TEMPO if v.has_tempos else START}
+        self._kinds = [kind for kind in OPENINGS[v.scheme] if kind not in unsaid]
+        # each grammar has its own tables, filled as states come by
+        self._follows = lru_cache(maxsize=None)(lambda phase: np.isin(v.first, list(v.follows[phase])))
+        self._steady = lru_cache(maxsize=256)(self._steady_table)
+        self._inherited = lru_cache(maxsize=None)(self._inherited_table)
+        self._instruments = lru_cache(maxsize=64)(self._instruments_table)
+        self._order = lru_cache(maxsize=1024)(self._order_table)
+        self._opening = lru_cache(maxsize=None)(self._opening_table)
+
+    def _steady_table(self, phase: int, program: int, used: frozenset[int], tempo: float, metre: int) -> Mask:
+        """Ids that are right by what seldom changes: one table for all of it, as memory is what a mask costs."""
+        v = self.vocabulary
+        allowed = self._static & self._follows(phase) & self._inherited(program) & self._instruments(used)
+        if v.has_tempos:
+            allowed &= v.tempo != tempo if self.constraints.tempo == ANY else v.tempos == 0
+        held = self.constraints.time_signature != ANY
+        if v.scheme == "remi":  # which says the metre of every bar
+            allowed &= v.position_last < v.bar_steps[metre]
+            allowed &= (v.metre < 0) | (v.metre == metre) | (not held)
+        elif v.has_metres:
+            allowed &= (v.metre < 0) if held else (v.metre != metre)
+        return allowed
+
+    def _inherited_table(self, program: int) -> Mask:
+        """Ids that are right where this program is in force."""
+        v = self.vocabulary
+        if program < 0:
+            return np.equal(v.inherits, 0)
+        allowed: Mask = (v.inherits == 0) | (v.inherits == (2 if program == DRUMS else 1))
+        rows = (v.row_program < 0) & (v.row_kind == ON) & ~self.pitches[program, v.row_pitch]
+        allowed[v.row_id[rows]] = False
+        return allowed
+
+    def _instruments_table(self, used: frozenset[int]) -> Mask:
+        """Ids with which there are no more instruments than a file can hold."""
+        v = self.vocabulary
+        melodic = [rank for rank in used if rank != DRUMS]
+        left = max(0, MAX_INSTRUMENTS - len(melodic))
+        if v.most_programs <= left:
+            return self._static
+        new = np.ones(DRUMS + 1, dtype=np.int32)
+        new[[*melodic, DRUMS]] = 0
+        return np.less_equal(v.uses @ new, left)
+
+    def _order_table(self, program: int, low: int, placed: bool) -> Mask:
+        """Ids that go on in the order of one moment: programs rise, and the pitches of each."""
+        v = self.vocabulary
+        P = v.program
+        allowed = v.low > low
+        if v.each_program:
+            allowed &= ~v.program_now | (program < P) | ((program == P) & (v.program_low > low)) | (not placed)
+            again = (program < P) | ((program == P) & (v.program_low > v.high))
+            return allowed & (~v.program_again | again)
+        if placed:
+            allowed &= (P < 0) | (program < P) | ~v.program_now
+        allowed &= (P < 0) | (program < P) | ~v.program_again
+        return allowed & ((P < 0) | (program != P))
+
+    def _opening_table(self, phase: int) -> Mask:
+        """Ids that go on in the opening of a piece."""
+        v = self.vocabulary
+        rest = self._kinds[self._kinds.index(phase) + 1 :] if phase in self._kinds else self._kinds
+        allowed = self._static & (v.first == rest[0]) & (v.size <= len(rest))
+        for id in np.flatnonzero(allowed):
+            base = v.tokens[id]
+            same = all(token.kind == kind for token, kind in zip(base, rest, strict=False))
+            allowed[id] = same and not any(token.kind == POSITION and token.value for token in base)
+        return allowed
+
+    # where the new music begins
+
+    def _begin(self, state: State) -> tuple[list[int], State]:
+        """The ids that lead from the end of the prompt to the bar line at which the new music begins."""
+        v = self.vocabulary
+        tokens: list[Base] = []
+        if state.phase != START:
+            half = v.steps_per_beat // 2 * int(v.ticks_per_step[state.metre])
+            bar = int(v.bar_ticks[state.metre])
+            ends = [note.end for note in state.sounding if note.end < FOREVER]
+            reached = state.bar_start + max(state.now, 0) * int(v.ticks_per_step[state.metre])
+            boundary = state.bar_start + (bar if v.scheme == "remi" or state.now > 0 or state.content else 0)
+            while boundary < max([reached, *(end - half for end in ends)]):
+                boundary += bar
+            self.boundary = boundary
+            tokens = self._leading(state, boundary)
+            if boundary == reached and (state.phase in (METRE, TEMPO) or (state.phase == OFF and tokens)):
+                state, tokens = self._restated(state)
+        ids = v.spell(tokens)
+        state = self.reader.read(state, tokens)
+        begin_bar = state.bar
+        if v.scheme == "structured" and state.phase != START:  # silence is written with the note behind it
+            begin_bar += (self.boundary - state.bar_start) // int(v.bar_ticks[state.metre])
+        if self.bars is not None:
+            self.last_bar = begin_bar + self.bars
+        return ids, self.reader.begin(state, self.boundary)
+
+    def _restated(self, state: State) -> tuple[State, list[Base]]:
+        """Take the last moment off the prompt, which ends on the bar line: tempo and metre come first in a moment."""
+        v = self.vocabulary
+        metre = state.metre if self.metre is None else self.metre
+        tempo = state.tempo if self.tempo is None else self.tempo
+        moment: list[Base] = []
+        while not any(token.kind == SHIFT for token in moment):
+            moment = [*v.tokens[self.prompt_ids.pop()], *moment]
+        last = max(i for i, token in enumerate(moment) if token.kind == SHIFT) + 1
+        before = self.reader.start()
+        for id in self.prompt_ids:
+            before = self.reader.read(before, v.tokens[id])
+        there = self.reader.read(before, moment[:last])
+        changes = [Base(METRE, metre)] if v.has_metres and metre != there.metre else []
+        changes += [Base(TEMPO, tempo)] if v.has_tempos and tempo != there.tempo else []
+        kept = [token for token in moment[last:] if token.kind not in (METRE, TEMPO)]
+        return before, [*moment[:last], *changes, *kept]
+
+    def _leading(self, state: State, boundary: int) -> list[Base]:
+        v = self.vocabulary
+        metre = state.metre if self.metre is None else self.metre
+        restate = [Base(METRE, metre)] if v.has_metres else []
+        tempo = [Base(TEMPO, self.tempo)] if self.tempo is not None and self.tempo != state.tempo else []
+        if v.scheme == "remi":
+            silent = (boundary - state.bar_start) // int(v.bar_ticks[state.metre]) - 1
+            before = [Base(BAR), *([Base(METRE, state.metre)] if v.has_metres else [])] * silent
+            return [*before, Base(BAR), *restate, *([Base(POSITION, 0), *tempo] if tempo else [])]
+        if v.scheme == "structured":
+            return []
+        ticks = boundary - state.bar_start - state.now * int(v.ticks_per_step[state.metre])
+        shifts = v.shifted(ticks // int(v.ticks_per_step[state.metre]))
+        return [*shifts, *(restate if metre != state.metre else []), *tempo]
+
+    # the mask
+
+    def mask(self, state: State) -> Mask:
+        """(V,) bool: the ids that may come next; at least one."""
+        v = self.vocabulary
+        if state.ended:
+            return np.ones(len(v), dtype=bool)
+        if state.tempo == 0 or (state.phase == START and self._kinds):
+            return self._opening(state.phase)
+        allowed = self._steady(state.phase, state.program, state.programs, state.tempo, state.metre)
+        allowed = allowed & self._order(state.program, state.low, state.placed)
+        if v.scheme == "remi":
+            allowed &= v.latest >= state.now
+        elif v.has_metres and state.now > 0:
+            allowed[v.first == METRE] = False
+        if state.sounding:
+            self._bar_overlaps(state, allowed)
+        elif v.scheme == "midilike":
+            allowed &= v.offs == 0
+        self._keep_counts(state, allowed)
+        self._keep_room(state, allowed)
+        if v.scheme == "structured":
+            allowed &= (v.shift_first == NONE) | (self._landing(state, v.shift_first) >= self.boundary)
+        self._close(state, allowed)
+        may_end = self._deadline(state) == FOREVER and state.notes > 0 and self._complete(state)
+        allowed[v.eos_id] = may_end and not (v.scheme == "midilike" and state.sounding)
+        if state.phase == SHIFT and v.scheme != "structured" and state.shift < v.shifts[-1]:
+            # as `encode` writes a pause: the longest first, the others falling
+            falling = allowed & ((v.first != SHIFT) | (v.shift_first < state.shift))
+            if falling.any():
+                allowed = falling
+        if not allowed.any():  # constraints may leave nothing: then the piece ends here
+            allowed[v.eos_id] = True
+        return allowed
+
+    def _bar_overlaps(self, state: State, allowed: np.ndarray) -> None:
+        """A note begins where none of its pitch and program sounds, and ends where one does."""
+        v = self.vocabulary
+        notes = state.sounding
+        rows, which = v.rows_of([note.pitch for note in notes])
+        programs = np.array([note.program for note in notes])[which]
+        own = v.row_program[rows]
+        match = (own == programs) | ((own < 0) & (programs == state.program))
+        rows, which = rows[match], which[match]
+        ids = v.row_id[rows]
+        if v.scheme == "midilike":
+            on = v.row_kind[rows] == ON
+            allowed[ids[on]] = False
+            allowed &= np.bincount(ids[~on], minlength=len(v)) == v.offs
+            return
+        tick = int(v.ticks_per_step[state.metre])
+        now = max(state.now, 0)
+        onsets = state.bar_start + (v.row_steps[rows] + now * (1 - v.row_in_bar[rows])) * tick
+        other = np.flatnonzero(v.row_rebarred[rows])
+        if len(other):
+            metres = v.row_metre[rows[other]]
+            per_step = np.where(metres >= 0, v.ticks_per_step[metres], tick)
+            origin = state.bar_start + v.new_bar[ids[other]] * int(v.bar_ticks[state.metre])
+            onsets[other] = origin + v.row_steps[rows[other]] * per_step
+        ends = np.array([note.end for note in notes])[which]
+        if notes[-1].end == FOREVER:  # it is being written, and ends with the duration that the id begins with
+            lead = v.lead_duration[ids]
+            reached = state.bar_start + (now + lead) * tick
+            ends = np.where((ends == FOREVER) & (lead > 0), reached, ends)
+        allowed[ids[onsets < ends]] = False
+
+    def _keep_counts(self, state: State, allowed: np.ndarray) -> None:
+        v, asked = self.vocabulary, self.constraints
+        new = [note for note in state.sounding if note.new]
+        if asked.max_polyphony is not None:
+            count = np.zeros(len(v), dtype=np.int32)
+            if v.scheme == "midilike":
+                count += len(new)
+            else:
+                onset = self._onsets(state)
+                for note in new:
+                    count += onset < note.end
+            allowed &= (v.peak <= 0) | (count + v.peak <= asked.max_polyphony)
+        for program, most in self.polyphony.items():  # all notes of an id at once: rather too strict
+            sounding = sum(note.program == program for note in new)
+            ours = v.uses[:, program] | (state.program == program) & ((v.inherits > 0) | (v.program < 0))
+            fits = sounding + v.notes <= most
+            if v.scheme != "midilike":
+                onset = self._onsets(state)
+                still = np.zeros(len(v), dtype=np.int32)
+                for note in new:
+                    if note.program == program:
+                        still += onset < note.end
+                fits = still + v.notes <= most
+            allowed &= ~ours | (v.notes == 0) | fits
+        if asked.max_notes_per_beat is not None:
+            beat = self.reader.beat(state)
+            there = state.notes_in_beat if state.beat == beat else 0
+            step = self.vocabulary.steps_per_beat * int(v.ticks_per_step[state.metre])
+            same = self._onsets(state) < beat + step
+            allowed &= (v.notes == 0) | (v.notes + there * same <= asked.max_notes_per_beat)
+
+    def _onsets(self, state: State) -> Mask:
+        """(V,) ticks at which the first note of each id begins; where a note must follow the id, that one too."""
+        v = self.vocabulary
+        tick = int(v.ticks_per_step[state.metre])
+        per_step = np.where(v.metre >= 0, v.ticks_per_step[v.metre], tick)
+        from_now = np.where(v.onset_in_bar, 0, max(state.now, 0) * tick)
+        onsets: np.ndarray = (
+            state.bar_start + v.new_bar * int(v.bar_ticks[state.metre]) + from_now + v.onset_first * per_step
+        )
+        return onsets
+
+    def _landing(self, state: State, steps: np.ndarray) -> Mask:
+        """Ticks that shifts by `steps` from now lead to."""
+        landing: np.ndarray = state.bar_start + (max(state.now, 0) + steps) * int(
+            self.vocabulary.ticks_per_step[state.metre]
+        )
+        return landing
+
+    def _keep_room(self, state: State, allowed: np.ndarray) -> None:
+        """Where a note must follow an id, there is one that may: no dead ends."""
+        v = self.vocabulary
+        crowded = len(state.sounding) + v.most_notes
+        tight = self._fewest <= crowded or bool(self.polyphony)
+        if tight:
+            allowed &= ~v.demands | (v.size == 1)
+        if not tight and not v.each_program:
+            return
+        ends = np.zeros((DRUMS + 1, 128), dtype=np.int64)
+        for note in state.sounding:
+            ends[note.program, note.pitch] = note.end
+        for program, most in self.polyphony.items():
+            until = sorted(note.end for note in state.sounding if note.new and note.program == program)
+            if len(until) >= most:
+                ends[program] = np.maximum(ends[program], until[len(until) - most])
+        now = self.reader.tick(state)
+        free = self.pitches & (ends <= now)
+        if tight:
+            self._keep_free(state, allowed, ends, free)
+        if v.each_program and state.placed:
+            same = bool(free[state.program, state.low + 1 :].any()) if state.program >= 0 else False
+            higher = bool(free[state.program + 1 :].any())
+            if not same:  # another note of this program in this moment: none is left
+                allowed &= ~(v.tail_now & (v.program == state.program))
+            if not same and not higher:
+                allowed &= ~(v.tail_now & (v.program < 0))
+        if v.each_program:
+            tailed = np.flatnonzero(v.tail_program > -2)
+            programs = np.where(v.tail_program[tailed] < 0, max(state.program, 0), v.tail_program[tailed])
+            pitches = np.maximum(v.tail_pitch[tailed], state.low) + 1
+            allowed[tailed] &= self._above[programs, pitches] > crowded
+
+    def _keep_free(self, state: State, allowed: np.ndarray, ends: np.ndarray, free: np.ndarray) -> None:
+        """Bar, in place, base tokens behind which no note could begin; `ends` and `free` are (129, 128)."""
+        v = self.vocabulary
+        tick = int(v.ticks_per_step[state.metre])
+        completing = self._completing(state)
+        if state.phase != PROGRAM:
+            ids, values = v.base_ids[POSITION if v.scheme == "remi" else SHIFT]
+            landing = state.bar_start + (values + (0 if v.scheme == "remi" else max(state.now, 0))) * tick
+            if v.scheme == "remi" or v.scheme == "structured":
+                moves = (values > 0) | (v.scheme == "remi")
+                allowed[ids] &= ~moves | (landing >= np.where(self.pitches, ends, FOREVER).min())
+            if self.constraints.max_bar_repeats is not None and v.scheme in ("remi", "structured"):
+                for id, there in zip(ids, landing, strict=True):
+                    last = self._completing(self.reader.read(state, v.tokens[id])) if allowed[id] else None
+                    if last is not None and last[0] == self._step_of(state, there):
+                        left = self.pitches & (ends <= there)
+                        left[last[1], last[2]] = False
+                        allowed[id] = left.any()
+        if completing is not None and completing[0] == max(state.now, 0):
+            free = free.copy()
+            free[completing[1], completing[2]] = False
+        ids, values = v.base_ids[PROGRAM]
+        ranks = values.astype(np.int64)
+        open_for = {note.program for note in state.sounding} if v.scheme == "midilike" else set()
+        allowed[ids] &= free[ranks].any(axis=1) | np.isin(ranks, list(open_for))
+
+    def _close(self, state: State, allowed: np.ndarray) -> None:
+        """Nothing beyond the closing line; what steps over it ends the piece. Bars are not repeated too often."""
+        v = self.vocabulary
+        deadline = self._deadline(state)
+        over = np.zeros(len(v), dtype=bool)
+        if deadline < FOREVER:
+            near = deadline - state.bar_start - max(state.now, 0) * int(v.ticks_per_step[state.metre]) <= v.farthest
+            if near:  # elsewhere no id reaches the line
+                self._stay_inside(state, deadline, allowed)
+                over = self._follows(state.phase) & self._oversteps(state, deadline, v.first, v.first_value)
+                allowed[over] = state.notes > 0
+        if self.constraints.max_bar_repeats is not None:
+            self._vary(state, self.constraints.max_bar_repeats, deadline, over, allowed)
+
+    def _vary(self, state: State, most: int, deadline: int, over: np.ndarray, allowed: np.ndarray) -> None:
+        """Bar, in place, what makes the same bar come more than `most` times in a row: its last note, or silence."""
+        v = self.vocabulary
+        bar = int(v.bar_ticks[state.metre])
+        begin = max(state.bar_start, self.boundary)
+        if v.scheme == "remi":
+            passed = v.new_bar.astype(np.int64)
+        else:
+            lead = np.minimum(v.onset_first, np.where(v.notes > 0, NONE, v.advance))
+            passed = np.where(v.advance > 0, (self._landing(state, lead) - begin) // bar, 0)
+        passed = np.where(over, -(-(deadline - begin) // bar), passed) if deadline < FOREVER else passed
+        # of the bars behind this one, those into which nothing sounds
+        rung = min(max((note.end for note in state.sounding), default=0) - begin, NONE * bar)
+        silent = np.maximum(0, passed - 1 - max(0, -(-rung // bar) - 1))
+        if not state.content and not state.rang:
+            silent += 1 + _run(state.contents, ())
+        allowed &= (passed <= 0) | (silent <= most)
+        completing = self._completing(state)
+        if completing is None:
+            return
+        repeated = state.contents[-1]
+        step, program, pitch = completing
+        rows, _ = v.rows_of([pitch])
+        own, steps = v.row_program[rows], v.row_steps[rows] + max(state.now, 0) * (1 - v.row_in_bar[rows])
+        match = (v.row_kind[rows] == ON) & (steps <= step)  # the rows tell of first notes
+        match &= (own == program) | ((own < 0) & (program == state.program))
+        for id in np.unique(v.row_id[rows[match]]):
+            if allowed[id] and not over[id] and not v.new_bar[id]:
+                behind = self.reader.read(state, v.tokens[id])
+                bars = [*behind.contents, behind.content]
+                at = len(bars) - 1 - (behind.bar - state.bar)
+                allowed[id] = at < 0 or bars[at] != repeated
+
+    def _step_of(self, state: State, tick: int) -> int:
+        """The step in its bar of a tick, by the metre now."""
+        v = self.vocabulary
+        return int((tick - state.bar_start) % int(v.bar_ticks[state.metre])) // int(v.ticks_per_step[state.metre])
+
+    def _completing(self, state: State) -> tuple[int, int, int] | None:
+        """The (step, program, pitch) of the last note of a bar that may not come once more, if this bar leads to it."""
+        most = self.constraints.max_bar_repeats
+        repeated = state.contents[-1] if state.contents else ()
+        if most is None or not repeated or repeated[0][0] < 0 or _run(state.contents, repeated) < most:
+            return None
+        return repeated[-1] if repeated[: len(state.content)] == state.content != repeated else None
+
+    def _stay_inside(self, state: State, deadline: int, allowed: np.ndarray) -> None:
+        """Bar, in place, ids that reach beyond the closing line."""
+        v = self.vocabulary
+        tick = int(v.ticks_per_step[state.metre])
+        bar = int(v.bar_ticks[state.metre])
+        room = deadline - state.bar_start
+        now = max(state.now, 0)
+        ends = room // tick
+        last = ends - 1
+        inside = (v.end_bar <= ends) & (v.end_now <= ends - now) & (v.advance <= last - now) & (v.reach <= last)
+        some = v.rebarred
+        if len(some):
+            per_step = np.where(v.metre[some] >= 0, v.ticks_per_step[v.metre[some]], tick)
+            before = v.new_bar[some] * bar
+            if self.last_bar is not None:
+                bars = np.where(v.metre[some] >= 0, v.bar_ticks[v.metre[some]], bar)
+                left = (self.last_bar - state.bar - v.new_bar[some]) * bars
+            else:
+                left = room - before
+            ringing = max((note.end for note in state.sounding if note.end < FOREVER), default=0) - state.bar_start
+            fits = (v.end_bar[some] * per_step <= left) & (v.end_now[some] * per_step <= left)
+            fits &= (np.maximum(np.maximum(v.reach, v.advance)[some], 0) + 1) * per_step <= left
+            fits &= ringing - before <= left
+            inside[some] = fits
+        if self.seconds is not None and v.has_tempos:
+            ringing = max((note.end for note in state.sounding if note.end < FOREVER), default=0)
+            for id, tempo in zip(*v.base_ids[TEMPO], strict=True):
+                if allowed[id]:
+                    moved = self._deadline(self._with_tempo(state, float(tempo)))
+                    inside[id] = moved >= max(self.reader.tick(state) + tick, ringing)
+        allowed &= inside
+
+    def _oversteps(self, state: State, deadline: int, kind: Any, value: Any) -> Any:
+        """Whether what begins with a base token (kinds and values, or one of each) leaves no step before the line."""
+        v = self.vocabulary
+        tick, bar = int(v.ticks_per_step[state.metre]), int(v.bar_ticks[state.metre])
+        room = deadline - state.bar_start
+        last = room // tick - 1
+        if bar + int(v.ticks_per_step.max()) > room:  # the line is in this bar, or at its end
+            positions = (kind == BAR) | ((kind == POSITION) & (value > last) & (value < v.bar_steps[state.metre]))
+        else:
+            positions = False
+        return positions | ((kind == SHIFT) & (value > last - max(state.now, 0)))
+
+    def _deadline(self, state: State) -> int:
+        """The tick of the closing line, by the metre and the tempo now; FOREVER where none was asked for."""
+        if not state.tempo or (state.phase == START and self._kinds):
+            return FOREVER
+        if self.last_bar is not None:
+            return state.bar_start + (self.last_bar - state.bar) * int(self.vocabulary.bar_ticks[state.metre])
+        if self.seconds is not None:
+            left = (self.seconds - state.tempo_seconds) * state.tempo / 60 * self.vocabulary.ticks_per_quarter
+            return state.tempo_tick + floor(left)
+        return FOREVER
+
+    def _with_tempo(self, state: State, tempo: float) -> State:
+        tick = self.reader.tick(state)
+        return replace(state, tempo=tempo, tempo_tick=tick, tempo_seconds=self.reader.seconds(state, tick))
+
+    # going on
+
+    def advance(self, state: State, id: int) -> State:
+        """The state behind an id; one that ends the piece is not part of it."""
+        v = self.vocabulary
+        if state.ended:
+            return state
+        deadline = self._deadline(state)
+        over = deadline < FOREVER and self._oversteps(state, deadline, v.first[id], v.first_value[id])
+        if id == v.eos_id or over:
+            return replace(state, ended=True, completed=())
+        return self.reader.read(state, v.tokens[id])
+
+    def extend(self, state: State, id: int) -> State:
+        """`advance` without regard to the closing line: for what closes a piece."""
+        return self.reader.read(state, self.vocabulary.tokens[id])
+
+    def end(self, state: State) -> int | None:
+        """The tick of the closing line of a piece of a given length, else None."""
+        deadline = self._deadline(state)
+        return None if deadline == FOREVER else deadline
+
+    def complete(self, state: State) -> bool:
+        """Whether a piece may be cut here, with `closing` behind it."""
+        return self._complete(state) and state.notes > 0
+
+    def _complete(self, state: State) -> bool:
+        return state.phase in (DURATION, OFF) or (self.vocabulary.scheme == "midilike" and state.phase == VELOCITY)
+
+    def dangling(self, state: State) -> bool:
+        """Whether something must follow."""
+        kinds = {BAR, POSITION, PROGRAM, ON} if self.vocabulary.has_metres else {POSITION, PROGRAM, ON}
+        if self.vocabulary.scheme != "midilike":
+            kinds.add(VELOCITY)
+        if self.vocabulary.scheme == "structured":
+            kinds.add(SHIFT)
+        return state.phase in kinds
+
+    def trimmed(self, state: State, ids: Sequence[int]) -> tuple[list[int], State]:
+        """As much of the ids behind a state as ends with a complete note, and the state behind that."""
+        tokens = [token for id in ids for token in self.vocabulary.tokens[id]]
+        kept, best, completed = 0, state, state.completed
+        for i, token in enumerate(tokens):
+            state = self.reader.read(state, (token,))
+            completed += state.completed
+            if self._complete(state):
+                kept, best = i + 1, state
+        return self.vocabulary.spell(tokens[:kept]), replace(best, completed=completed)
+
+    def reserve(self, state: State) -> int:
+        """The most ids that `closing` may need here."""
+        return 2 + 2 * len(state.sounding) if self.vocabulary.scheme == "midilike" and state.sounding else 0
+
+    def closing(self, state: State) -> list[int]:
+        """The ids that end what still sounds: at the closing line, or else at the next bar line."""
+        v = self.vocabulary
+        if v.scheme != "midilike" or not state.sounding:
+            return []
+        tick = int(v.ticks_per_step[state.metre])
+        deadline = self.end(state)
+        if deadline is None:
+            deadline = state.bar_start + int(v.bar_ticks[state.metre])
+        tokens = v.shifted((deadline - self.reader.tick(state)) // tick)
+        program = state.program
+        for note in sorted(state.sounding, key=lambda note: (note.program, note.onset, note.pitch)):
+            if note.program != program:
+                tokens.append(Base(PROGRAM, note.program))
+                program = note.program
+            tokens.append(Base(OFF, note.pitch, program == DRUMS))
+        return v.spell(tokens)
+
+
+def _run(bars: Sequence[tuple[Any, ...]], content: tuple[Any, ...]) -> int:
+    """How many of the last bars are the same as `content`, counted backwards until one is not."""
+    count = 0
+    for bar in reversed(bars):
+        if bar != content:
+            break
+        count += 1
+    return count

@@ -1,0 +1,220 @@
+"""Ids of music -> where a window of them may begin: at a bar line, with what holds there said again.
+
+A window cut anywhere would begin within a note, in no metre, tempo or program. One that begins at a bar line, with
+the header found here before it, decodes to the notes of the whole sequence from that line on. What the header says is
+in base ids, which every vocabulary has:
+
+REMI                  Tempo, Program; a window begins with a Bar token, and each bar states its metre
+TSD, MIDI-Like        TimeSig, Tempo, notes that sound on (MIDI-Like), the time from line to event, Program
+Structured            the time from line to event; bars are of 4/4, as its stream knows no metre
+
+Except in REMI a bar line lies within or behind a time shift. The id with that shift is not part of the window: what a
+merged id has behind the shift is the end of the header, so no music is lost and no note is cut.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import miditok
+
+KNOWN = frozenset(
+    "PAD BOS EOS Bar Position TimeSig Tempo Program TimeShift Pitch PitchDrum NoteOn DrumOn NoteOff DrumOff Velocity "
+    "Duration".split()
+)
+"""Types of tokens whose meaning at a bar line is known here; windows of a vocabulary with others begin anywhere."""
+
+SOUNDS = {"NoteOn": 1, "DrumOn": 1, "NoteOff": -1, "DrumOff": -1}
+
+
+class Windows:
+    """Finds the windows of one vocabulary; its tables are made when the first one is asked for."""
+
+    def __init__(self, wrapped: miditok.MusicTokenizer, expansions: Sequence[tuple[str, ...]]) -> None:
+        self._wrapped = wrapped
+        self._expansions = expansions
+
+    @cached_property
+    def _tables(self) -> _Tables:
+        return _Tables(self._wrapped, self._expansions)
+
+    def window(self, ids: Sequence[int] | np.ndarray, first: int) -> tuple[int, list[int]]:
+        """Ids, and the earliest place -> the place, and the header: the first bar line, or BOS or EOS before any.
+
+        Behind the last of them it is `first` itself, with no header.
+        """
+        tables = self._tables
+        if not tables.known or not 0 <= first < len(ids):
+            return first, []
+        ids = np.asarray(ids)
+        ends = np.flatnonzero(tables.ends[ids])
+        k = int(np.searchsorted(ends, first))
+        begin, end = int(ends[k - 1]) + 1 if k else 0, int(ends[k]) if k < len(ends) else len(ids)
+        find = _at_bar_token if tables.has_bars else _behind_shift
+        found = find(tables, ids[begin:end], first - begin) if first < end else None
+        if found is None:
+            return end if end < len(ids) else first, []
+        return begin + found[0], found[1]
+
+
+class _Tables:
+    """What each id (`of`: base token) means; -1 and 0 stand for nothing of the kind."""
+
+    def __init__(self, wrapped: miditok.MusicTokenizer, expansions: Sequence[tuple[str, ...]]) -> None:
+        tokens = list(dict.fromkeys(token for spelled in expansions for token in spelled))
+        number = {token: n for n, token in enumerate(tokens)}
+        split = [(token.split("_")[0], token.split("_")[1]) for token in tokens]
+        kinds = np.array([kind for kind, _ in split])
+        single = {spelled[0]: id for id, spelled in reversed(list(enumerate(expansions))) if len(spelled) == 1}
+        self.known = set(kinds) <= KNOWN and len(single) == len(tokens)
+        self.has_bars = "Bar_None" in number
+        self.changes_program: bool = wrapped.config.program_changes
+        self.one_shift = "TimeShift_0.0.1" in number
+        """Structured: each note has one shift before it, of no time where there is none."""
+
+        # by id
+        special = {"PAD_None", "BOS_None", "EOS_None"}
+        self.ends = np.array([bool({"BOS_None", "EOS_None"} & set(spelled)) for spelled in expansions])
+        self.bar = np.array([spelled[:1] == ("Bar_None",) for spelled in expansions])
+        self.tempo = np.array([_last(spelled, "Tempo_", single) for spelled in expansions])
+        self.program = np.array([_last(spelled, "Program_", single) for spelled in expansions])
+        spellings = [[number[token] for token in spelled if token not in special] for spelled in expansions]
+        self.lengths = np.array([len(spelling) for spelling in spellings])
+        self.offsets = np.cumsum(self.lengths) - self.lengths
+        self.spelled = np.array([n for spelling in spellings for n in spelling])  # base tokens, id after id
+
+        # by base token, and the metre of a stream that states none behind the last
+        self.id_of = np.array([single.get(token, -1) for token in tokens])
+        self.unsaid = len(tokens)
+        self.is_tempo, self.is_velocity = kinds == "Tempo", kinds == "Velocity"
+        self.is_timed = np.isin(kinds, ("TimeShift", "TimeSig"))
+        self.sounds = np.array([SOUNDS.get(kind, 0) for kind in kinds])
+        self.pitch = np.array([int(value) if kind in SOUNDS else 0 for kind, value in split], dtype=np.int16)
+        # programs rising, drums (-1) behind them
+        self.rank = np.array([int(value) % 129 if kind == "Program" else -1 for kind, value in split], dtype=np.int16)
+        self.program_of_rank = {int(self.rank[n]): int(self.id_of[n]) for n in np.flatnonzero(kinds == "Program")}
+        metres = [
+            tuple(map(int, v.split("/"))) if kind == "TimeSig" else (0, 4) for kind, v in [*split, ("TimeSig", "4/4")]
+        ]
+        units = sorted({unit for _, unit in metres})
+        self.unit = np.array([units.index(unit) for _, unit in metres])
+        self.bar_ticks = np.array([4 * wrapped.time_division * beats // unit for beats, unit in metres])
+        """(tokens + 1,): the length of a bar of this metre, 0 for what is none."""
+        self.shift_ticks = np.zeros((len(units), len(tokens) + 1), dtype=np.int64)
+        self.shift_of_ticks: list[dict[int, int]] = [{} for _ in units]
+        for row, unit in enumerate(units):
+            ticks_of = wrapped._tpb_tokens_to_ticks[wrapped._tpb_per_ts[unit]]  # noqa: SLF001 as its decode does
+            for n, (kind, value) in enumerate(split):
+                if kind == "TimeShift" and value != "0.0.1":
+                    self.shift_ticks[row, n] = ticks_of[value]
+                if kind == "TimeShift":
+                    self.shift_of_ticks[row][int(self.shift_ticks[row, n])] = int(self.id_of[n])
+
+    def shifts(self, ticks: int, unit: int) -> list[int] | None:
+        """The ids of that much time, longest first; None where they cannot say it."""
+        known = self.shift_of_ticks[unit]
+        if self.one_shift:
+            return [known[ticks]] if ticks in known else None
+        ids = []
+        while ticks:
+            longest = max((length for length in known if length <= ticks), default=0)
+            if not longest:
+                return None
+            ids.append(known[longest])
+            ticks -= longest
+        return ids
+
+
+def _last(spelled: tuple[str, ...], kind: str, single: dict[str, int]) -> int:
+    return next((single.get(token, -1) for token in reversed(spelled) if token.startswith(kind)), -1)
+
+
+def _in_force(said: np.ndarray) -> list[int]:
+    """The last that was said (not -1), if any."""
+    said = said[said >= 0]
+    return [int(said[-1])] if len(said) else []
+
+
+def _at_bar_token(tables: _Tables, ids: np.ndarray, first: int) -> tuple[int, list[int]] | None:
+    places = np.flatnonzero(tables.bar[ids[first:]])
+    if not len(places):
+        return None
+    start = first + int(places[0])
+    before = ids[:start]
+    program = _in_force(tables.program[before]) if tables.changes_program else []
+    return start, _in_force(tables.tempo[before]) + program
+
+
+def _behind_shift(tables: _Tables, ids: np.ndarray, first: int) -> tuple[int, list[int]] | None:
+    lengths = tables.lengths[ids]
+    if not lengths[:first].any():
+        return first, []  # the beginning is a bar line
+    owner = np.repeat(np.arange(len(ids)), lengths)
+    within = np.arange(len(owner)) - (np.cumsum(lengths) - lengths)[owner]
+    tokens = tables.spelled[tables.offsets[ids[owner]] + within]
+
+    at = np.concatenate(([-1], np.flatnonzero(tables.is_timed[tokens])))
+    timed = tokens[at]
+    timed[0] = tables.unsaid
+    metre = np.maximum.accumulate(np.where(tables.bar_ticks[timed] > 0, np.arange(len(timed)), 0))
+    unit, length = tables.unit[timed[metre]], tables.bar_ticks[timed[metre]]
+    time = np.cumsum(tables.shift_ticks[unit, timed])
+    line = time - (time - time[metre]) % length  # the last bar line; a metre begins with one
+    place = owner[at] + 1
+    new = np.flatnonzero((line[1:] > line[:-1]) & (first <= place[1:]) & (place[1:] < len(ids))) + 1
+    for k in new.tolist():
+        shifts = tables.shifts(int(time[k] - line[k]), int(unit[k]))
+        if shifts is None:
+            continue
+        before = tokens[: at[k] + 1]
+        stated = [int(tables.id_of[timed[metre[k]]])] if metre[k] else []
+        stated += _in_force(np.where(tables.is_tempo[before], tables.id_of[before], -1))
+        sounding, rank = _sounding(tables, before)
+        program = _in_force(tables.rank[before]) if tables.changes_program else []
+        stated += sounding + shifts
+        if program and program != [rank]:
+            stated.append(tables.program_of_rank[program[0]])
+        rest = tokens[at[k] + 1 : np.searchsorted(owner, owner[at[k]], side="right")]
+        return int(place[k]), stated + tables.id_of[rest].tolist()
+    return None
+
+
+def _sounding(tables: _Tables, tokens: np.ndarray) -> tuple[list[int], int | None]:
+    """Base tokens -> ids that begin the notes still open behind them, and the program (its rank) they end in.
+
+    Of equal pitches of a program the one that began first ends first.
+    """
+    at = np.flatnonzero(tables.sounds[tokens])
+    begins = tables.sounds[tokens[at]] > 0
+    spoken = tables.is_velocity[tokens[np.minimum(at + 1, len(tokens) - 1)]]
+    at = at[~begins | spoken]
+    if not len(at):
+        return [], None
+    rank = tables.rank[tokens]
+    said = np.maximum.accumulate(np.where(rank >= 0, np.arange(len(rank)), -1))[at]
+    key = np.where(said >= 0, rank[said], 0) * np.int16(128) + tables.pitch[tokens[at]]
+    order = np.argsort(key, kind="stable")
+    key, at = key[order], at[order]
+    change = tables.sounds[tokens[at]]
+    starts = np.flatnonzero(np.diff(key, prepend=-1))
+    stops = np.append(starts[1:], len(key))
+    level = np.cumsum(change)
+    base = level[starts] - change[starts]
+    lowest = np.minimum(np.minimum.reduceat(level, starts), base)  # an end without a beginning ends nothing
+    count = level[stops - 1] - lowest
+    ids: list[int] = []
+    last: int | None = None
+    for group in np.flatnonzero(count).tolist():
+        part = at[starts[group] : stops[group]]
+        program = int(key[starts[group]]) // 128
+        for begin in part[tables.sounds[tokens[part]] > 0][-count[group] :].tolist():
+            if program != last or not tables.changes_program:
+                ids.append(tables.program_of_rank[program])
+            ids += tables.id_of[tokens[begin : begin + 2]].tolist()
+            last = program
+    return ids, last
