@@ -7,7 +7,7 @@ BIN := .venv/bin
 # beforehand with the index that pytorch.org names
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test lint fuzz bench clean
+.PHONY: demo test lint fuzz bench faults memory clean
 
 .venv/demo: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -31,15 +31,27 @@ lint: .venv/test
 	$(BIN)/lint-imports
 
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 8 --dist loadfile
 
-# long: 100,000 ids of every kind of tokenizer, every length on real prompts; results are kept in docs/fuzz.txt
+# long: what is read from outside, spoiled, for so many seconds a reader; then 100,000 ids of every kind of tokenizer and
+# every length on real prompts. Results are kept in docs/fuzz-readers.txt and docs/fuzz.txt
+FUZZ_SECONDS ?= 300
 fuzz: .venv/test
+	$(INSTALL) --editable '.[fuzz]'
+	$(BIN)/python tests/fuzz.py --seconds $(FUZZ_SECONDS) $(FUZZ_READERS) | tee docs/fuzz-readers.txt
 	$(BIN)/python -m pytest tests/test_grammar.py -k "sampled or exact" --ids 100000 --durations=0 | tee docs/fuzz.txt
 
 # on a quiet machine: what the grammar gives and costs, for a run of POP909
 bench: .venv/test
 	$(BIN)/python benchmarks/grammar.py runs/pop909 | tee docs/grammar.txt
+
+# long: a training harmed at 100 random moments, each time resumed and compared with the undisturbed one
+faults: .venv/test
+	$(BIN)/python benchmarks/faults.py | tee docs/faults.txt
+
+# on a machine with 16 GiB: what a training needs, worked out and measured
+memory: .venv/test
+	$(BIN)/python benchmarks/memory.py --measure | tee docs/memory.txt
 
 clean:
 	rm -rf .venv build dist *.egg-info

@@ -63,8 +63,12 @@ class Batches:
         self._epoch_starts = [0]  # position in the stream of each epoch, as far as they were needed
 
     def __getitem__(self, step: int) -> tuple[Tensor, Tensor]:
+        return self.rows(step, slice(None))
+
+    def rows(self, step: int, part: slice) -> tuple[Tensor, Tensor]:
+        """Those rows of the batch of a step; nothing is read for the others."""
         T = self.n_positions
-        begins = [self._begin(cut) for cut in self._cuts(step)]
+        begins = [self._begin(cut) for cut in self._cuts(step)[part]]
         windows = [np.concatenate((header, self._read(start, T + 1 - len(header)))) for start, header in begins]
         batch = torch.from_numpy(np.stack(windows))
         ids, targets = batch[:, :-1], batch[:, 1:].clone()

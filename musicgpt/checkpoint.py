@@ -15,7 +15,9 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shutil
 import tempfile
+from collections.abc import Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,7 @@ from safetensors.torch import save_file
 from musicgpt.errors import CheckpointError, InputError, UsageError
 from musicgpt.files import read_json, set_aside, write_json
 from musicgpt.model import GPT, GPTConfig, empty, from_weights
+from musicgpt.runs import checkpoints
 from musicgpt.tokenizer import CONFIG_NAME, Tokenizer, load_tokenizer
 
 WEIGHTS = "model.safetensors"
@@ -66,6 +69,12 @@ WITHOUT_MEANING = {
 }  # fmt: skip
 """Fields that change no logit: bookkeeping, and what only other heads or the `generate` of transformers read."""
 
+MAX_LAYERS = 1024
+"""More are refused before a module is made of each; the largest GPT-2 has 48."""
+
+PRECISIONS = ("F16", "BF16", "F32", "F64")
+"""Of weights, as safetensors calls them."""
+
 NOT_OF_THE_OUTPUT = ("embd_pdrop", "resid_pdrop", "attn_pdrop", "initializer_range", "bos_token_id", "eos_token_id")
 """Fields of GPTConfig that change no logit; special ids are the tokenizer's."""
 
@@ -77,6 +86,7 @@ def parse_config(values: dict[str, Any], name: str) -> GPTConfig:
         CheckpointError: a field that is missing, of a value not implemented, or unknown; the message names it.
     """
     ours = {field.name for field in fields(GPTConfig)}
+    n_embd = values.get("n_embd", GPTConfig.n_embd)
     for key, value in values.items():
         if key in FIXED:
             if value not in FIXED[key]:
@@ -84,7 +94,7 @@ def parse_config(values: dict[str, Any], name: str) -> GPTConfig:
                     f"{name} has {key} {value!r}, which is not implemented; expected {FIXED[key][0]!r}"
                 )
         elif key == "n_inner":
-            if value is not None and value != 4 * values.get("n_embd", 0):
+            if value is not None and (not isinstance(n_embd, int) or value != 4 * n_embd):
                 raise CheckpointError(f"{name} has n_inner {value!r}, which is not implemented; expected 4 x n_embd")
         elif key not in ours and key not in WITHOUT_MEANING:
             raise CheckpointError(f"{name} has the field {key} ({value!r}), which is not implemented")
@@ -103,18 +113,30 @@ def save_model(directory: Path, model: GPT, tokenizer: Tokenizer[Any] | None = N
     Raises:
         InputError: it cannot be written.
     """
+    weights = {name: weight.detach().cpu() for name, weight in model.state_dict().items()}
+    save_weights(directory, model.config, weights, tokenizer)
+
+
+def save_weights(
+    directory: Path, config: GPTConfig, weights: Mapping[str, torch.Tensor], tokenizer: Tokenizer[Any] | None
+) -> None:
+    """`save_model` of weights on the host, by name.
+
+    Raises:
+        InputError: it cannot be written.
+    """
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        weights = {PREFIX + name: weight.detach().contiguous().cpu() for name, weight in model.state_dict().items()}
-        save_file(weights, directory / WEIGHTS, metadata={"format": "pt"})
+        tensors = {PREFIX + name: weight.contiguous() for name, weight in weights.items()}
+        save_file(tensors, directory / WEIGHTS, metadata={"format": "pt"})
     except (OSError, SafetensorError) as error:
         raise InputError(f"cannot write {directory / WEIGHTS}: {error}") from error
-    special = {"bos_token_id": model.config.bos_token_id, "eos_token_id": model.config.eos_token_id}
+    special = {"bos_token_id": config.bos_token_id, "eos_token_id": config.eos_token_id}
     if tokenizer is not None:
         special = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id, "pad_token_id": tokenizer.pad_id}
         tokenizer.save(directory)
-    dtype = str(model.wte.weight.dtype).removeprefix("torch.")
-    shape = asdict(model.config) | special
+    dtype = str(weights["wte.weight"].dtype).removeprefix("torch.")
+    shape = asdict(config) | special
     fixed = {
         "model_type": "gpt2",
         "architectures": ["GPT2LMHeadModel"],
@@ -122,6 +144,7 @@ def save_model(directory: Path, model: GPT, tokenizer: Tokenizer[Any] | None = N
         "n_inner": None,
     }
     write_json(directory / "config.json", fixed | shape | {"tie_word_embeddings": True, "dtype": dtype})
+    shutil.copymode(directory / "config.json", directory / WEIGHTS)  # safetensors lets only its owner read
     write_json(directory / "generation_config.json", special | {"do_sample": True, "top_k": 40})
 
 
@@ -140,7 +163,7 @@ def load_model(directory: str | Path, *, device: str | torch.device = "cpu") -> 
         raise CheckpointError(str(error)) from error
     paths = [directory / WEIGHTS]
     if not paths[0].is_file():  # transformers splits a large model over several files
-        paths = sorted(directory.glob("model-?????-of-?????.safetensors"))
+        paths = sorted(path for path in directory.glob("model-?????-of-?????.safetensors") if path.is_file())
     if not paths:
         pickled = sorted(p.name for p in directory.iterdir() if p.suffix in (".bin", ".pt", ".pth", ".ckpt", ".pkl"))
         raise CheckpointError(
@@ -152,6 +175,8 @@ def load_model(directory: str | Path, *, device: str | torch.device = "cpu") -> 
             )
         )
     size = sum(path.stat().st_size for path in paths)
+    if config.n_layer > MAX_LAYERS:
+        raise CheckpointError(f"{directory} has {config.n_layer:,} layers; expected at most {MAX_LAYERS:,}")
     if size < 2 * config.n_parameters:  # before anything of that size is made; no weight has fewer than two bytes
         raise CheckpointError(
             f"{paths[0]} cannot hold what config.json describes: {size:,} bytes for {config.n_parameters:,} weights"
@@ -166,17 +191,19 @@ def load_model(directory: str | Path, *, device: str | torch.device = "cpu") -> 
                     name = key.removeprefix(PREFIX)
                     if name.endswith(NOT_WEIGHTS):
                         continue
-                    if name == "lm_head.weight":
-                        head = file.get_tensor(key)
-                        continue
-                    shape = tuple(file.get_slice(key).get_shape())
-                    if expected.get(name) != shape:
-                        found = f"expected {expected[name]}" if name in expected else "a GPT-2 of this config has none"
+                    stored = file.get_slice(key)
+                    shape, wanted = tuple(stored.get_shape()), expected.get(name.replace("lm_head", "wte"))
+                    if wanted != shape:
+                        found = f"expected {wanted}" if wanted else "a GPT-2 of this config has none"
                         raise CheckpointError(f"{path}: the weight {key} has shape {shape}; {found}")
-                    weight = file.get_tensor(key)
-                    if not weight.is_floating_point() or not bool(torch.isfinite(weight).all()):
+                    known = stored.get_dtype() in PRECISIONS
+                    weight = file.get_tensor(key) if known else torch.tensor(torch.nan)
+                    if not bool(torch.isfinite(weight).all()):
                         raise CheckpointError(f"{path}: the weight {key} is not made of finite floating-point numbers")
-                    weights[name] = weight
+                    if name == "lm_head.weight":
+                        head = weight
+                    else:
+                        weights[name] = weight
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{path} cannot be read as safetensors: {error}") from error
     missing = sorted(set(expected) - set(weights))
@@ -266,7 +293,7 @@ def device_named(name: str | None) -> torch.device:
 
 
 def resolve_checkpoint(path: str | Path, revision: str | None = None) -> Path:
-    """A checkpoint -> itself; a run -> its best checkpoint, or its last where none is best yet.
+    """A checkpoint -> itself; a run -> its best checkpoint, or its newest where none is best yet.
 
     `organisation/model`, where there is no such path, is fetched from the Hugging Face Hub into its cache.
 
@@ -276,9 +303,9 @@ def resolve_checkpoint(path: str | Path, revision: str | None = None) -> Path:
     if not Path(path).exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", str(path)):
         return _fetch(str(path), revision)
     path = Path(path)
-    best, last = path / "best", path / "last"
+    best = path / "best"
     # set aside: by a training that is just replacing it, or died there; only a training puts that right
-    for directory in (path, best, set_aside(best), last, set_aside(last)):
+    for directory in (path, best, set_aside(best), *checkpoints(path)):
         if (directory / "config.json").is_file():
             return directory
     if not path.exists():

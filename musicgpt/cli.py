@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar, get_args, get_type_hints
@@ -34,7 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         options.verb(options)
     except MusicGPTError as error:
-        print(f"musicgpt: error: {' '.join(str(error).split())}", file=sys.stderr)
+        if _is_first():  # of the processes of one training, one says it
+            print(f"musicgpt: error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(1)
     except OSError as error:  # the disk, a folder, a file: what the machine refuses is the user's to mend
         if isinstance(error, BrokenPipeError):  # the reader of our output has gone
@@ -82,43 +85,6 @@ def make_parser() -> Parser:
     )
     generate.add_argument("--revision", metavar="NAME", help="branch, tag or commit of a model on the Hugging Face Hub")
     generate.add_argument(
-        "--prompt",
-        metavar="PHRASE",
-        help="what to continue: a file, ABC written out, or a phrase that ships (a wrong name lists them); "
-        "for text, the words themselves",
-    )
-    generate.add_argument(
-        "--task",
-        choices=("summarize", "translate"),
-        help="GPT-2's zero-shot prompts, made of the file given as --prompt",
-    )
-    generate.add_argument("--prompt-bars", metavar="N", type=int, help="use the first N bars of the prompt")
-    generate.add_argument("--prompt-tokens", metavar="N", type=int, help="use the first N ids of the prompt")
-    generate.add_argument("--no-include-prompt", action="store_true", help="write the new part only, from bar 1 on")
-    generate.add_argument("--bars", metavar="N", type=int, help="exactly N new bars")
-    generate.add_argument("--seconds", metavar="X", type=float, help="new music of X seconds, to the beat")
-    generate.add_argument(
-        "--max-new-tokens", metavar="N", type=int, help="at most N new ids (512 where no length is given)"
-    )
-    generate.add_argument("--num-samples", metavar="N", type=int, default=1, help="so many results, as one batch (1)")
-    generate.add_argument(
-        "--best-of",
-        metavar="N",
-        type=int,
-        default=1,
-        help="keep the likeliest of N, by the model itself (1)",
-    )
-    generate.add_argument("--seed", metavar="N", type=int, default=0, help="another number, another result (0)")
-    generate.add_argument(
-        "--no-top-k",
-        dest="top_k",
-        action="store_const",
-        const=None,
-        default=argparse.SUPPRESS,
-        help="no limit on the candidates",
-    )
-    generate.add_argument("--stream", action="store_true", help="also print each note as it is made, as a JSON line")
-    generate.add_argument(
         "--replay", metavar="MIDI", type=Path, help="make this file again, from what is written in it"
     )
     generate.add_argument("--device", default="cpu", help="cpu, cuda, mps (cpu)")
@@ -126,13 +92,42 @@ def make_parser() -> Parser:
     generate.add_argument(
         "-o", "--out", metavar="OUT", type=Path, help="where to write; out-1, out-2 … for several (out)"
     )
-    _add_fields(generate.add_argument_group("how ids are chosen"), SamplingConfig)
+    # as the fields below, what is not given leaves no trace
+    piece = generate.add_argument_group("what is asked for", argument_default=argparse.SUPPRESS)
+    piece.add_argument(
+        "--prompt",
+        metavar="PHRASE",
+        help="what to continue: a file, ABC written out, or a phrase that ships (a wrong name lists them); "
+        "for text, the words themselves",
+    )
+    piece.add_argument(
+        "--task",
+        choices=("summarize", "translate"),
+        help="GPT-2's zero-shot prompts, made of the file given as --prompt",
+    )
+    piece.add_argument("--prompt-bars", metavar="N", type=int, help="use the first N bars of the prompt")
+    piece.add_argument("--prompt-tokens", metavar="N", type=int, help="use the first N ids of the prompt")
+    piece.add_argument("--no-include-prompt", action="store_true", help="write the new part only, from bar 1 on")
+    piece.add_argument("--bars", metavar="N", type=int, help="exactly N new bars")
+    piece.add_argument("--seconds", metavar="X", type=float, help="new music of X seconds, to the beat")
+    piece.add_argument(
+        "--max-new-tokens", metavar="N", type=int, help="at most N new ids (512 where no length is given)"
+    )
+    piece.add_argument("--num-samples", metavar="N", type=int, help="so many results, as one batch (1)")
+    piece.add_argument("--best-of", metavar="N", type=int, help="keep the likeliest of N, by the model itself (1)")
+    piece.add_argument("--seed", metavar="N", type=int, help="another number, another result (0)")
+    piece.add_argument("--stream", action="store_true", help="also print each note as it is made, as a JSON line")
+    choice = generate.add_argument_group("how ids are chosen", argument_default=argparse.SUPPRESS)
+    _add_fields(choice, SamplingConfig)
+    choice.add_argument("--no-top-k", dest="top_k", action="store_const", const=None, help="no limit on the candidates")
     _add_fields(generate.add_argument_group("what the music keeps to"), Constraints)
 
     render = _verb(verbs, "render", _render, "turn a piece into sound (.wav) or a piano roll (.png, .svg)")
     render.add_argument("piece", metavar="MIDI", type=Path, help="a file of music")
     render.add_argument("-o", "--out", required=True, metavar="OUT", type=Path, help="OUT.wav, OUT.png or OUT.svg")
-    render.add_argument("--boundary", metavar="BEATS", type=float, help="quarter notes that are the prompt, told apart")
+    render.add_argument(
+        "--boundary", metavar="QUARTERS", type=float, help="quarter notes that are the prompt, told apart"
+    )
     render.add_argument("--force", action="store_true", help="overwrite OUT")
 
     evaluate = _verb(verbs, "evaluate", _evaluate, "measure a model on a corpus, beside trivial baselines")
@@ -178,6 +173,11 @@ def _add_fields(parser: Any, config: type) -> None:
                 help=field.metadata["help"],
             )
             continue
+        if hints[field.name] is bool:
+            parser.add_argument(
+                flag(field.name), action="store_true", default=argparse.SUPPRESS, help=field.metadata["help"]
+            )
+            continue
         kinds = [kind for kind in (get_args(hints[field.name]) or (hints[field.name],)) if kind is not type(None)]
         default = "" if field.default is None else f" ({field.default})"
         parser.add_argument(
@@ -208,8 +208,8 @@ def _train(options: argparse.Namespace) -> None:
     prepare_config, given_too = _chosen(options, PrepareConfig)
     from musicgpt.train import train
 
-    board = _tensorboard(options.out) if options.tensorboard else None
-    with Meter() as meter:
+    wanted = options.tensorboard and _is_first()
+    with Meter() as meter, _tensorboard(options.out) if wanted else nullcontext() as board:
 
         def show(row: dict[str, float], steps: int) -> None:
             meter(row, steps)
@@ -230,7 +230,13 @@ def _train(options: argparse.Namespace) -> None:
             progress=_track,
             meter=show,
         )
-    print(best)
+    if _is_first():
+        print(best)
+
+
+def _is_first() -> bool:
+    """Whether this process speaks for all that torchrun started. distributed.rank would import torch."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _tensorboard(run: Path) -> Any:
@@ -245,20 +251,20 @@ def _tensorboard(run: Path) -> Any:
 def _prepare(options: argparse.Namespace) -> None:
     config, _ = _chosen(options, PrepareConfig)
     from musicgpt.corpus import resolve_corpus
-    from musicgpt.prepare import is_current, prepare
+    from musicgpt.prepare import prepare
 
     corpus = resolve_corpus(options.corpus, _report)
-    out: Path = options.out
-    if out.is_dir() and any(out.iterdir()) and not options.force and not is_current(corpus, out, config):
-        raise UsageError(f"{out} is there and holds something else; choose another --out, or replace it with --force")
-    prepare(corpus, out, config, report=_report, progress=_track)
-    print(out)
+    prepare(corpus, options.out, config, replace=options.force, report=_report, progress=_track)
+    print(options.out)
 
 
 def _generate(options: argparse.Namespace) -> None:
-    sampling, sampling_given = _chosen(options, SamplingConfig)
-    constraints, names_given = _chosen(options, Constraints)
-    given = {name: getattr(constraints, name) for name in names_given}
+    _chosen(options, SamplingConfig)  # what cannot be read is said before a model is loaded
+    _chosen(options, Constraints)
+    others = {"verb", "checkpoint", "revision", "device", "replay", "out", "force"}
+    asked = {name: value for name, value in vars(options).items() if name not in others}
+    if options.replay is not None and asked:
+        raise UsageError(f"--replay takes everything from the file: leave out {flag(min(asked))}")
     if options.checkpoint is None:
         raise UsageError("no model ships with this version yet; name a checkpoint or a run, or train one first")
     from musicgpt.compose import load
@@ -267,43 +273,40 @@ def _generate(options: argparse.Namespace) -> None:
     suffix = model.tokenizer.suffixes[0]
     prints = model.tokenizer.prints
     out = options.out or (None if prints else Path("out" + suffix))
-    paths = _outputs(out, suffix, options.num_samples, options.force) if out else []
-    if options.task is not None:
-        if not prints or options.prompt is None:
-            raise UsageError(f"--task {options.task} needs a model of text, and the file as --prompt")
-        document, _ = model.tokenizer.prompt(options.prompt)
-        print(model.task(options.task, document, seed=options.seed))
-        return
+    num_samples, best_of = asked.pop("num_samples", 1), asked.pop("best_of", 1)
+    paths = _outputs(out, suffix, num_samples, options.force) if out else []
     if options.replay is not None:
-        asked_too = [flag(name) for name in ("prompt", "bars", "seconds", "max_new_tokens") if getattr(options, name)]
-        asked_too += [flag(name) for name in sorted(names_given | sampling_given)]
-        if asked_too:
-            raise UsageError(f"--replay takes everything from the file: leave out {asked_too[0]}")
-        piece = model.replay(options.replay, _report)
-        piece.save(paths[0])
+        model.replay(options.replay, _report).save(paths[0])
         print(paths[0])
         return
-    lengths = ("prompt_bars", "prompt_tokens", "bars", "seconds", "max_new_tokens", "seed")
-    asked = {name: getattr(options, name) for name in lengths}
-    asked |= {"include_prompt": not options.no_include_prompt, "report": _report, **asdict(sampling), **given}
-    if options.num_samples == options.best_of == 1 and (options.stream or (prints and out is None)):
-        stream = model.stream(options.prompt, **asked)
-        if prints and not options.no_include_prompt:
+    prompt = asked.pop("prompt", None)
+    if "task" in asked:
+        if not prints or prompt is None:
+            raise UsageError(f"--task {asked['task']} needs a model of text, and the file as --prompt")
+        document, _ = model.tokenizer.prompt(prompt)
+        print(model.task(asked["task"], document, seed=asked.get("seed", 0)))
+        return
+    streams = asked.pop("stream", False)
+    include_prompt = not asked.pop("no_include_prompt", False)
+    asked |= {"include_prompt": include_prompt, "report": _report}
+    if num_samples == best_of == 1 and (streams or (prints and out is None)):
+        stream = model.stream(prompt, **asked)
+        if prints and include_prompt:
             print(model.tokenizer.decode(stream.prompt_ids), end="")
         for part in stream:
             print(part if prints else json.dumps(asdict(part)), end="" if prints else "\n", flush=True)
         if prints:
             print()
         pieces = [stream.piece()]
-    elif options.stream:
+    elif streams:
         raise UsageError("--stream shows one piece: leave out --num-samples and --best-of")
     else:
-        pieces = model.generate_many(options.num_samples, options.prompt, best_of=options.best_of, **asked)
+        pieces = model.generate_many(num_samples, prompt, best_of=best_of, **asked)
         if prints and not paths:
             print("\n".join(f"--- {i}\n{piece.document}" for i, piece in enumerate(pieces, 1)))
     for piece, path in zip(pieces, paths, strict=False):
         piece.save(path)
-        if not options.stream:
+        if not streams:
             print(path)
 
 

@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
+from inspect import signature
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from musicgpt.midi_tokenizer import MidiTokenizer
 from musicgpt.model import GPT
 from musicgpt.provenance import provenance_text, read_provenance
 from musicgpt.sampling import SamplingConfig
-from musicgpt.state import Note
+from musicgpt.state import Note, State
 from musicgpt.tasks import TASKS, first_sentences
 from musicgpt.tokenizer import Tokenizer
 from musicgpt.vocabulary import Vocabulary
@@ -42,6 +43,7 @@ MAX_NEW_TOKENS = 512
 """Where no length is asked for."""
 
 CONSTRAINT_NAMES = {field.name for field in fields(Constraints) if field.init}
+SAMPLING_NAMES = {field.name for field in fields(SamplingConfig)}
 
 Prompt = str | Path | Sequence[int] | Any
 """A file, a phrase that ships, ABC or text written out; ids; or a document (a Score, for music)."""
@@ -146,6 +148,7 @@ class LanguageModel:
         Raises:
             InputError: the prompt cannot be read, or no note fits what was asked.
             UsageError: a number outside its range, or something this tokenizer cannot express.
+            TypeError: an option there is not.
         """
         if not 1 <= best_of <= MAX_SAMPLES:
             raise UsageError(f"best_of {best_of}: expected at least 1, at most {MAX_SAMPLES:,}")
@@ -199,7 +202,7 @@ class LanguageModel:
             for _ in islice(stream.steps(), made["left_after"]):
                 pass
             return stream.piece()
-        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
             raise InputError(f"{path} says how it was made in a way that this version cannot read") from error
 
     def task(self, name: str, text: str, *, seed: int = 0) -> str:
@@ -303,6 +306,10 @@ class Stream:
             raise UsageError("bars and seconds: one of them is the length")
         if max_new_tokens is None and bars is None and seconds is None:
             max_new_tokens = MAX_NEW_TOKENS
+        if unknown := sorted(set(options) - CONSTRAINT_NAMES - SAMPLING_NAMES):
+            named = {name for name in signature(Stream).parameters if name not in ("language_model", "options")}
+            known = ", ".join(sorted({*named, *CONSTRAINT_NAMES, *SAMPLING_NAMES} - {"prompt", "num_samples"}))
+            raise TypeError(f"there is no option {unknown[0]}; expected one of {known}, or, not for a stream, best_of")
         asked = {name: options.pop(name) for name in CONSTRAINT_NAMES & set(options)}
         constraints = Constraints(**{**asked, "track": tuple(asked.get("track") or ())})
         try:
@@ -369,10 +376,10 @@ class Stream:
             state=self.grammar.begin if self.grammar else None,
             window=tokenizer.window,
         )
-        for step in made:
-            for row, id in zip(self.rows, step, strict=True):
+        for ids, states in made:
+            for row, id, state in zip(self.rows, ids, states, strict=True):
                 if id is not None:
-                    row.take(id, self._budget)
+                    row.take(id, state, self._budget)
             self._taken = None if all(row.ended for row in self.rows) else (self._taken or 0) + 1
             yield
             if self._taken is None:
@@ -464,13 +471,13 @@ class _Row:
             self.state = grammar.begin
             self._kept, self._kept_state = 0, grammar.begin
 
-    def take(self, id: int, limit: int | None) -> None:
+    def take(self, id: int, state: State | None, limit: int | None) -> None:
+        """One more id, and for music the state behind it; nothing once the row has ended."""
         if self.ended:
             return
-        if self.grammar is None:
+        if self.grammar is None or state is None:
             self.ids.append(id)
             return
-        state = self.grammar.advance(self.state, id)
         if state.ended:
             self.ended = self.reached = True
             # the end token is barred until the length is reached, unless nothing else is left

@@ -49,10 +49,26 @@ class PrepareConfig:
     )
     vocab_size: int | None = option(None, "learn byte-pair merges up to this many ids (bpe: 4096)")
     transpositions: int = option(12, "keys in which each training piece is prepared, the original included")
+    dedupe: str = option(
+        "exact",
+        "what is left out beside exact copies: transposed finds the same piece in another key, resolution or velocity",
+        choices=("exact", "transposed"),
+    )
+    max_document_ids: int | None = option(None, "leave longer documents out (music: 262144; text: no limit)")
     workers: int | None = option(None, "processes (one per core)")
+    scheduler: str | None = option(
+        None, "tcp://HOST:PORT of a Dask scheduler, whose workers take the place of local processes", metavar="ADDRESS"
+    )
+    file_timeout: float = option(20.0, "seconds after which a file that gives no sign of life is given up")
+    file_memory: int = option(2048, "MB of memory that reading a file may take, with the program that reads it")
 
     def __post_init__(self) -> None:
-        _at_least(self, 1, "vocab_size", "workers")
+        _at_least(self, 1, "vocab_size", "max_document_ids", "workers")
+        _at_least(self, 512, "file_memory")  # the program itself takes some 300 MB
+        if not 0 < self.file_timeout < float("inf"):
+            raise UsageError(f"--file-timeout {self.file_timeout}: expected more than 0 seconds")
+        if self.dedupe not in ("exact", "transposed"):
+            raise UsageError(f"--dedupe {self.dedupe}: expected exact or transposed")
         if not 1 <= self.transpositions <= 24:
             raise UsageError(f"--transpositions {self.transpositions}: expected 1 (the original only) to 24")
 
@@ -69,7 +85,7 @@ class TrainConfig:
     n_positions: int = option(1024, "context: how many ids the model sees at once")
     steps: int | None = option(None, "optimizer steps; enough to see each piece ten times when not given")
     batch_size: int = option(8, "sequences in a step (GPT-2: 512)")
-    micro_batch: int | None = option(None, "sequences at once in memory; gradients add up to the batch")
+    micro_batch: int | None = option(None, "sequences at once in memory of a process; gradients add up to the batch")
     learning_rate: float | None = option(None, "peak; 1e-3 up to 512 wide, falling in proportion to the width beyond")
     weight_decay: float = option(0.1, "on matrices and embeddings")
     grad_clip: float = option(1.0, "largest norm of the gradient")
@@ -81,11 +97,17 @@ class TrainConfig:
     dtype: str | None = option(
         None, "precision of the matrix products; bfloat16 where the hardware has it", choices=("float32", "bfloat16")
     )
+    keep_checkpoints: int = option(2, "newest checkpoints to keep, beside the best")
     device: str | None = option(None, "cpu, cuda, mps; the fastest there is when not given")
+    parallel: str | None = option(
+        None, "under torchrun: each process holds the model (ddp, the default), or a part", choices=("ddp", "fsdp")
+    )
+    recompute: bool = option(False, "work activations out again on the way back: slower, with far less memory")
     seed: int = option(0, "of weights, order, transpositions and dropout")
 
     def __post_init__(self) -> None:
-        _at_least(self, 1, "n_positions", "steps", "batch_size", "micro_batch", "checkpoint_every")
+        _at_least(self, 1, "n_positions", "steps", "batch_size", "micro_batch")
+        _at_least(self, 1, "checkpoint_every", "keep_checkpoints")
         if not 0 <= self.seed < 2**31:
             raise UsageError(f"--seed {self.seed}: expected 0 to {2**31 - 1:,}")
         if self.micro_batch is not None and self.batch_size % self.micro_batch:
@@ -100,6 +122,8 @@ class TrainConfig:
                 raise UsageError(f"{flag(name)} {value}: expected more than 0")
         if not 0 <= self.weight_decay < float("inf"):
             raise UsageError(f"--weight-decay {self.weight_decay}: expected 0 or more")
+        if self.parallel not in (None, "ddp", "fsdp"):
+            raise UsageError(f"--parallel {self.parallel}: expected ddp or fsdp")
         if self.dtype not in (None, "float32", "bfloat16"):
             raise UsageError(f"--dtype {self.dtype}: expected float32 or bfloat16")
 

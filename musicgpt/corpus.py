@@ -1,4 +1,4 @@
-"""Which files make a corpus, which documents of theirs are kept, and into which split each goes.
+"""Which files make a corpus, and into which split each document goes.
 
 A corpus is a folder (searched through), a single file, or the name of one that can be installed: `folk` and
 `chorales` are read out of the `music21` wheel, converted to MIDI once and cached.
@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -44,19 +46,69 @@ def resolve_corpus(text: str, report: Callable[[str], None]) -> Path:
     )
 
 
-def find_files(root: Path) -> list[Path]:
-    """Every file below a folder (or the file itself), in an order that depends on the names alone.
+def find_files(root: Path) -> Iterator[Path]:
+    """Every file below a folder (or the file itself), in no order; memory does not grow with how many there are.
 
-    Links are followed, each folder once. What begins with a dot is no part of a corpus: it is the system's or a tool's.
+    Links are followed, each folder once: one that leads to where we are anyway adds nothing. What begins with a dot is
+    no part of a corpus: it is the system's or a tool's.
     """
     if root.is_file():
-        return [root]
-    files, seen = [], set()
-    for folder, folders, names in os.walk(root, followlinks=True):
-        seen.add(os.path.realpath(folder))
-        folders[:] = [name for name in folders if name[0] != "." and os.path.realpath(Path(folder) / name) not in seen]
-        files += [Path(folder) / name for name in names if name[0] != "."]
-    return sorted(files, key=lambda path: path.relative_to(root).as_posix())
+        yield root
+        return
+    trees = [os.path.realpath(root)]
+    links: list[Path] = []
+    yield from _walk(root, trees, links)
+    while links:
+        link = links.pop(0)
+        target = os.path.realpath(link)
+        if not any(Path(target).is_relative_to(tree) for tree in trees):
+            trees.append(target)
+            yield from _walk(link, trees, links)
+
+
+def _walk(root: Path, trees: Sequence[str], links: list[Path]) -> Iterator[Path]:
+    """The files below `root`, not through links to folders, which are noted, nor into another of the trees."""
+    folders, linked = [root], []
+    while folders:
+        with suppress(OSError), os.scandir(folders.pop()) as entries:
+            for entry in entries:
+                if entry.name.startswith("."):
+                    continue
+                if not entry.is_dir():
+                    yield Path(entry.path)
+                elif entry.is_symlink():
+                    linked.append(Path(entry.path))
+                elif len(trees) == 1 or os.path.realpath(entry.path) not in trees:
+                    folders.append(Path(entry.path))
+    links += sorted(linked)
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What is known of a corpus without opening a file."""
+
+    count: int
+    digest: str
+    """A hash of names, sizes and modification times: whether prepared shards are still those of these files."""
+    suffixes: frozenset[str]
+    """Endings of names, lower case."""
+
+
+def survey(root: Path) -> Survey:
+    """Every file's name, size and time; the digest is a sum of hashes, so that their order is of no account."""
+    count = total = 0
+    suffixes = set()
+    for path in find_files(root):
+        try:
+            stat = path.stat()
+            state = f"{stat.st_size}\0{stat.st_mtime_ns}"
+        except OSError:  # a link to nowhere: the ledger will say so
+            state = ""
+        name = os.fsencode(file_name(path, root))
+        total += int.from_bytes(hashlib.sha256(name + b"\0" + state.encode()).digest(), "big")
+        count += 1
+        suffixes.add(path.suffix.lower())
+    return Survey(count, f"{total % 2**256:064x}", frozenset(suffixes))
 
 
 def file_name(path: Path, root: Path) -> str:
@@ -64,23 +116,10 @@ def file_name(path: Path, root: Path) -> str:
     return path.name if path == root else path.relative_to(root).as_posix()
 
 
-def assign_splits(fingerprints: Sequence[str]) -> dict[str, str]:
-    """Distinct content hashes -> split of each; at least one in val, as long as two remain for train.
-
-    The split is a function of the content, so a piece stays where it is when the corpus grows, and is the same for
-    every tokenizer. Only where no hash falls into val by itself is the lowest one put there.
-    """
-    splits = {}
-    for value in fingerprints:
-        share = int(value[:16], 16) / 16**16
-        splits[value] = "val" if share < HELD_OUT else "test" if share < 2 * HELD_OUT else "train"
-    if len(fingerprints) >= 3:
-        ordered = sorted(fingerprints)
-        if "val" not in splits.values():
-            splits[ordered[0]] = "val"
-        if "train" not in splits.values():
-            splits[ordered[-1]] = "train"
-    return splits
+def split_of(fingerprint: str) -> str:
+    """A function of the content: a piece stays where it is when the corpus grows, and for every tokenizer."""
+    share = int(fingerprint[:16], 16) / 16**16
+    return "val" if share < HELD_OUT else "test" if share < 2 * HELD_OUT else "train"
 
 
 def named_corpus(name: str, report: Callable[[str], None]) -> Path:
@@ -122,16 +161,3 @@ def _convert(files: list[Path], folder: Path) -> None:
     else:
         for path, score in midi.convert_musicxml(files).items():
             midi.write_midi(score, folder / f"{path.stem}.mid")
-
-
-def digest(files: Iterable[Path], root: Path) -> str:
-    """A hash of names, sizes and modification times: whether prepared shards are still those of these files."""
-    state = hashlib.sha256()
-    for path in files:
-        try:
-            stat = path.stat()
-            size, modified = stat.st_size, stat.st_mtime_ns
-        except OSError:  # a link to nowhere: the ledger will say so
-            size, modified = -1, -1
-        state.update(os.fsencode(file_name(path, root)) + f"\0{size}\0{modified}\n".encode())
-    return state.hexdigest()

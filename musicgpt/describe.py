@@ -6,13 +6,11 @@ says their shapes), and torch comes in only with miditok, where a tokenizer is a
 
 from __future__ import annotations
 
-import io
 import json
 import math
 import re
 import stat
 import textwrap
-from bisect import bisect_right
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -26,9 +24,12 @@ from symusic.core import ScoreTick
 from musicgpt import midi
 from musicgpt.errors import InputError, UsageError
 from musicgpt.files import read_json
+from musicgpt.mending import end_ticks
 from musicgpt.midi_tokenizer import MidiTokenizer
 from musicgpt.provenance import read_provenance
-from musicgpt.shards import MANIFEST, SPLITS, Shards
+from musicgpt.render import picture_bytes
+from musicgpt.runs import STATE, checkpoints
+from musicgpt.shards import MANIFEST, Shards
 from musicgpt.tokenizer import CONFIG_NAME, Tokenizer, load_tokenizer, new_tokenizer
 
 if TYPE_CHECKING:
@@ -106,20 +107,28 @@ def _plain(value: Any) -> Any:
 
 def _midi(path: Path, tokenizer: Path | None) -> Description:
     scores, remarks = midi.read_scores(path)
-    pieces = [_piece(score) for score in scores]
+    ends: Sequence[int | None] = ()
+    if path.suffix.lower() in midi.MIDI_SUFFIXES:
+        ends = end_ticks(path.read_bytes(), str(path))
+    if len(ends) != len(scores):  # ABC has none; of several patterns some may hold no notes, and be no pieces
+        ends = [None] * len(scores)
+    pieces = [_piece(score, end) for score, end in zip(scores, ends, strict=True)]
     tokens = None if tokenizer is None else _tokens(_tokenizer_at(tokenizer), scores)
-    whole = {key: sum(piece[key] for piece in pieces) for key in ("notes", "bars", "beats", "seconds")}
+    whole = {key: sum(piece[key] for piece in pieces) for key in ("notes", "bars", "beats_of_the_metre", "seconds")}
     name = FORMATS.get(path.suffix.lower(), "MusicXML")
     said = {"format": name, "provenance": read_provenance(path), "remarks": remarks, "pieces": len(pieces)}
     return said | whole | {"each": pieces, "tokens": tokens}
 
 
-def _piece(score: ScoreTick) -> Description:
-    """One piece, to the end of its last note: what rings on by pedal or is written behind counts for nothing."""
+def _piece(score: ScoreTick, closing: int | None) -> Description:
+    """One piece, to the end of its last note: what rings on by pedal or is written behind counts for nothing.
+
+    `closing`, the tick at which its last track ends, is where a player begins again; None where there is no such thing.
+    """
     tracks = [(track, track.notes.numpy()) for track in score.tracks if len(track.notes)]
     end = max(int((notes["time"] + notes["duration"]).max()) for _, notes in tracks)
     velocities = np.concatenate([notes["velocity"] for _, notes in tracks]).astype(int)
-    lines = _BarLines(score)
+    lines = midi.BarLines(score)
     # some programs write the same one into every track
     metres = dict.fromkeys(sorted((s.time, s.numerator, s.denominator) for s in score.time_signatures))
     changes = dict.fromkeys(sorted((tempo.time, round(tempo.qpm, 3)) for tempo in score.tempos))
@@ -130,8 +139,11 @@ def _piece(score: ScoreTick) -> Description:
         "ticks_per_quarter": score.ticks_per_quarter,
         "notes": len(velocities),
         "bars": lines.bar_at(end - 1),
-        "beats": round(lines.beats_until(end), 3),
+        "beats_of_the_metre": round(lines.beats_until(end), 3),
         "seconds": _seconds(score),
+        "end_of_track": None
+        if closing is None
+        else {"bar": lines.bar_at(closing - 1), "quarter_notes": round(closing / score.ticks_per_quarter, 3)},
         "time_signatures": _cut_short(signatures),
         "tempos": _cut_short(tempos) | {"lowest_bpm": min(bpm, default=None), "highest_bpm": max(bpm, default=None)},
         "velocities": {"lowest": int(velocities.min()), "highest": int(velocities.max())},
@@ -166,35 +178,11 @@ def _cut_short(items: list[Any]) -> Description:
     return {"count": len(items), "first": items[:AT_MOST]}
 
 
-class _BarLines:
-    """Ticks -> bars, from 1, and beats (of the metre there; 4/4 before any). A metre within a bar begins a new one."""
-
-    def __init__(self, score: ScoreTick) -> None:
-        metres = {0: (4, 4)} | {
-            max(0, s.time): (s.numerator, s.denominator) for s in sorted(score.time_signatures, key=lambda s: s.time)
-        }
-        self.starts = sorted(metres)
-        self.beat_ticks = [4 * score.ticks_per_quarter / metres[tick][1] for tick in self.starts]
-        self.bar_ticks = [ticks * metres[tick][0] for tick, ticks in zip(self.starts, self.beat_ticks, strict=True)]
-        self.bars = [1]
-        for i, (start, following) in enumerate(zip(self.starts, self.starts[1:], strict=False)):
-            self.bars.append(self.bars[i] + math.ceil((following - start) / self.bar_ticks[i]))
-
-    def bar_at(self, tick: int) -> int:
-        i = max(0, bisect_right(self.starts, tick) - 1)
-        return self.bars[i] + max(0, math.floor((tick - self.starts[i]) / self.bar_ticks[i]))
-
-    def beats_until(self, end: int) -> float:
-        ends = [*self.starts[1:], end]
-        parts = zip(self.starts, ends, self.beat_ticks, strict=True)
-        return sum((min(end, until) - start) / beat for start, until, beat in parts if start < end)
-
-
 def _tokenizer_at(path: Path) -> Tokenizer[Any]:
     """The tokenizer of a directory, a checkpoint or a run, or a new one by the name of its scheme."""
     if not path.exists():
         return new_tokenizer(str(path))
-    inside = [path, path / "best", path / "last", path / "shards"]
+    inside = [path, path / "best", *checkpoints(path), path / "shards"]
     return load_tokenizer(next((directory for directory in inside if (directory / CONFIG_NAME).is_file()), path))
 
 
@@ -236,10 +224,8 @@ def _tokenizer(path: Path) -> Description:
 
 
 def _shards(path: Path) -> Description:
-    shards = Shards(path)
+    shards = Shards(path)  # which finds files that are missing, cut short or altered
     try:
-        for split in SPLITS:
-            shards.split(split)  # which finds files that are missing or cut short
         found = {key: shards.manifest[key] for key in ("vocab_size", "split_within_documents", "splits")}
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path / MANIFEST} is no manifest of shards ({error}); prepare the corpus again") from error
@@ -303,12 +289,12 @@ def _run(path: Path) -> Description:
     done = loss[-1][0] if loss else 0
     per_step = _tokens_per_step(said)
     speeds = [value for _, value in _series(rows, "tokens_per_second")]
-    checkpoints = {}
-    for name in ("best", "last"):
-        if (path / name / MARKS["checkpoint"]).is_file():
-            state = path / name / "training_state.json"
+    found = {}
+    for directory in (path / "best", *checkpoints(path)):
+        if (directory / MARKS["checkpoint"]).is_file():
+            state = directory / STATE
             step = read_json(state).get("step") if state.is_file() else _lowest(val_loss)[0]
-            checkpoints[name] = {"step": step, **_weights(path / name)}
+            found[directory.relative_to(path).as_posix()] = {"step": step, **_weights(directory)}
     floors = path / "baselines.json"
     return {
         "corpus": said.get("corpus"),
@@ -323,7 +309,7 @@ def _run(path: Path) -> Description:
         "baselines": read_json(floors) if floors.is_file() else {},
         "tokens_per_second": median(speeds) if speeds else None,
         "hours": round(sum(value for _, value in _series(rows, "seconds")) / 3600, 4),
-        "checkpoints": checkpoints,
+        "checkpoints": found,
         "unreadable_lines": broken,
     }
 
@@ -637,11 +623,5 @@ def _smooth(values: np.ndarray) -> np.ndarray:
 
 
 def picture(figure: Figure, suffix: str) -> bytes:
-    """A figure -> the bytes of a file (.png or .svg), the same for the same figure: no date, no random names."""
-    from matplotlib import rc_context
-
-    buffer = io.BytesIO()
-    stamps = {"Date": None} if suffix == ".svg" else {"Software": None}
-    with rc_context(STYLE):
-        figure.savefig(buffer, format=suffix.removeprefix("."), metadata=stamps)
-    return buffer.getvalue()
+    """A figure of losses -> the bytes of a file (.png or .svg)."""
+    return picture_bytes(figure, suffix.removeprefix("."), STYLE)

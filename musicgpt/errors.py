@@ -11,9 +11,16 @@ Every message says what was found, what was expected, and what to do. A fault of
 no MusicGPTError: it stays a traceback.
 """
 
+LONGEST_LINE = 1000
+
 
 class MusicGPTError(Exception):
     """The root: catch this to catch everything the package raises on purpose."""
+
+    def __str__(self) -> str:
+        """One line that a terminal can show, whatever it quotes of a stranger's file."""
+        line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in super().__str__())
+        return line if len(line) <= LONGEST_LINE else f"{line[: LONGEST_LINE - 300]} … {line[-297:]}"
 
 
 class UsageError(MusicGPTError):

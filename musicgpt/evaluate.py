@@ -114,7 +114,7 @@ def windows_of(documents: Sequence[np.ndarray], n_positions: int, stride: int) -
             scored = end
 
 
-@torch.inference_mode()
+@torch.no_grad()  # and not inference_mode: what FSDP gathers in it could not be trained on
 def mean_loss(model: GPT, windows: Iterable[Window], autocast: torch.dtype | None = None) -> float:
     """Nats per target over all windows, each target once; the model is put back into the mode it was in."""
     was_training, device = model.training, model.wte.weight.device

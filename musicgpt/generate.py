@@ -44,12 +44,13 @@ def generate(
     guide: Guide | None = None,
     state: Any = None,
     window: Window = lambda ids, first: (first, []),
-) -> Iterator[list[int | None]]:
-    """Yield the ids of the samples, one list of `num_samples` a step; None for a sample that has ended.
+) -> Iterator[tuple[list[int | None], list[Any]]]:
+    """Yield an id of each sample, None for one that has ended, and the states of the guide behind them, step by step.
 
     A sample ends behind `eos_id`, or the id with which the guide says so; it is yielded. `state` is the guide's, behind
-    the prompt. `n_ids` bars the ids from there on, where a model has more than its tokenizer. Of a prompt longer than
-    the context, the model sees the last window. Same arguments, machine and threads: same ids.
+    the prompt; without a guide it stays what it is. `n_ids` bars the ids from there on, where a model has more than its
+    tokenizer. Of a prompt longer than the context, the model sees the last window. Same arguments, machine and threads:
+    same ids.
 
     Raises:
         ValueError: an empty prompt.
@@ -84,12 +85,13 @@ def generate(
             allowed = torch.from_numpy(np.stack([guide.mask(state) for state in states])).to(device)
             logits = logits.masked_fill(~allowed, -torch.inf)
         chosen = sample(logits, config, numbers).tolist()
-        yield [None if done else id for id, done in zip(chosen, ended, strict=True)]
+        new = [None if done else id for id, done in zip(chosen, ended, strict=True)]
         if guide is not None:
             states = [guide.advance(state, id) for state, id in zip(states, chosen, strict=True)]
             ended = [state.ended for state in states]
         else:
             ended = [done or id == eos_id for id, done in zip(chosen, ended, strict=True)]
+        yield new, states
         position += 1
         if all(ended):
             return

@@ -19,41 +19,32 @@ piece, and nothing sounds beyond it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from math import floor
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from musicgpt.constraints import ANY, DRUMS, Constraints, program_name
 from musicgpt.errors import InputError, UsageError
-from musicgpt.state import DEFAULT_TEMPO, FOREVER, Reader, State
-from musicgpt.vocabulary import (
-    BAR,
-    DURATION,
-    METRE,
-    NONE,
-    OFF,
-    ON,
-    POSITION,
-    PROGRAM,
-    SHIFT,
-    START,
-    TEMPO,
-    VELOCITY,
-    Base,
-    Vocabulary,
-)
+from musicgpt.state import DEFAULT_TEMPO, FOREVER, Reader, Sounding, State
+from musicgpt.vocabulary import NONE, Base, Kind, Touch, Vocabulary
 
 MAX_INSTRUMENTS = 15
 """Beside the drums: a MIDI file has 16 channels, and one is theirs."""
 
-Mask = Any
-"""np.ndarray, (V,) bool"""
+Mask = npt.NDArray[np.bool_]
+"""(V,)"""
 
-OPENINGS = {"remi": (BAR, METRE, POSITION, TEMPO), "tsd": (METRE, TEMPO), "midilike": (METRE, TEMPO), "structured": ()}
+OPENINGS = {
+    "remi": (Kind.BAR, Kind.METRE, Kind.POSITION, Kind.TEMPO),
+    "tsd": (Kind.METRE, Kind.TEMPO),
+    "midilike": (Kind.METRE, Kind.TEMPO),
+    "structured": (),
+}
 """How a piece begins: its metre and its tempo come before its first note."""
 
 
@@ -74,7 +65,7 @@ class Grammar:
         bars: int | None = None,
         seconds: float | None = None,
     ) -> None:
-        self.vocabulary = v = vocabulary
+        self.vocabulary = vocabulary
         self.constraints = constraints or Constraints()
         self.remarks: list[str] = []
         self.bars, self.seconds = bars, seconds
@@ -82,21 +73,20 @@ class Grammar:
         self.boundary = 0
         """The tick at which the new music begins."""
         self.reader = Reader(vocabulary, self.constraints.max_bar_repeats or 0)
-        state = self.reader.start()
-        for id in prompt_ids:
-            state = self.reader.read(state, v.tokens[id])
-        if state.phase != START and not state.tracks:
+        state = self._read(prompt_ids)
+        if state.phase != Kind.START and not state.tracks:
             raise InputError("the prompt holds no note that this model's vocabulary has")
         self._compile(state)
         self.prompt_ids = list(prompt_ids)
-        """Those of the prompt; midilike may take its last moment into the prelude, to change tempo or metre in it."""
+        """Those of the prompt. Where its last moment is on the boundary, tsd and midilike take it into the prelude: the
+        tempo and the metre may have to change there, and come first in a moment."""
         self.prelude, self.begin = self._begin(state)
 
     # what was asked, in terms of this vocabulary
 
     def _compile(self, prompt: State) -> None:
         v, asked = self.vocabulary, self.constraints
-        given = prompt.phase != START
+        given = prompt.phase != Kind.START
         if not v.has_tempos and asked.tempo_bpm is not None:
             raise UsageError(f"--tempo: the tokenizer {v.scheme} writes no tempo")
         if not v.has_metres and asked.metre not in (None, (4, 4)):
@@ -105,7 +95,7 @@ class Grammar:
             self.remarks.append(f"structured writes neither tempo nor metre: this is 4/4 at {DEFAULT_TEMPO:g}")
         self.tempo: float | None = None
         if asked.tempo_bpm is not None:
-            known = np.array([base.value for base in v.id_of if base.kind == TEMPO])
+            known = np.array([base.value for base in v.id_of if base.kind == Kind.TEMPO])
             step = float(np.diff(np.sort(known)).max(initial=4.0))
             if not known.min() - step <= asked.tempo_bpm <= known.max() + step:
                 raise UsageError(f"--tempo {asked.tempo_bpm:g}: this tokenizer has {known.min():g} to {known.max():g}")
@@ -116,7 +106,7 @@ class Grammar:
             self.tempo = prompt.tempo
         self.metre: int | None = None
         if asked.metre is not None and v.has_metres:
-            if asked.metre not in v.metres or Base(METRE, v.metres.index(asked.metre)) not in v.id_of:
+            if asked.metre not in v.metres or Base(Kind.METRE, v.metres.index(asked.metre)) not in v.id_of:
                 raise UsageError(f"--time-signature {asked.time_signature}: this tokenizer does not have it")
             self.metre = v.metres.index(asked.metre)
         elif given and asked.time_signature != ANY:
@@ -126,9 +116,9 @@ class Grammar:
         pitches = asked.pitches(order)
         exist = np.zeros_like(pitches)
         for base in v.id_of:
-            if base.kind == ON:
+            if base.kind == Kind.ON:
                 exist[DRUMS if base.drum else slice(0, DRUMS), int(base.value)] = True
-        programs = {int(base.value) for base in v.id_of if base.kind == PROGRAM}
+        programs = {int(base.value) for base in v.id_of if base.kind == Kind.PROGRAM}
         if asked.programs is not None:
             missing = [rank for rank in asked.programs if rank not in programs]
             if missing:
@@ -146,15 +136,14 @@ class Grammar:
         self.polyphony = asked.polyphony(order)
         self._usable = self.pitches.any(axis=1)
         self._fewest = int(self.pitches.sum(axis=1)[self._usable].min())
-        self._top = int(np.flatnonzero(self._usable)[-1])
         self._above = np.zeros((DRUMS + 1, 129), dtype=np.int32)
         self._above[:, :-1] = self.pitches[:, ::-1].cumsum(axis=1)[:, ::-1]
         """How many pitches a program has from each pitch on."""
 
-        own = (v.row_program >= 0) & (v.row_kind == ON)
-        bad = own & ~self.pitches[v.row_program, v.row_pitch]
         static = v.ok.copy()
-        static[v.row_id[bad]] = False
+        for (program, pitch), touches in v.touches.items():
+            if program >= 0 and not self.pitches[program, pitch]:
+                _bar_beginnings(static, touches)
         static &= ~(v.uses & ~self._usable).any(axis=1)
         if self.tempo is not None:
             static &= (v.tempos == 0) | (v.tempo == self.tempo)
@@ -163,20 +152,26 @@ class Grammar:
         if self.metre is not None:
             static &= (v.metre < 0) | (v.metre == self.metre)
         self._static = static
-        unsaid = {METRE} - {METRE if v.has_metres else START} | {TEMPO} - {TEMPO if v.has_tempos else START}
-        self._kinds = [kind for kind in OPENINGS[v.scheme] if kind not in unsaid]
+        said = {Kind.METRE: v.has_metres, Kind.TEMPO: v.has_tempos}
+        self._opening_kinds = [kind for kind in OPENINGS[v.scheme] if said.get(kind, True)]
         # each grammar has its own tables, filled as states come by
         self._follows = lru_cache(maxsize=None)(lambda phase: np.isin(v.first, list(v.follows[phase])))
         self._steady = lru_cache(maxsize=256)(self._steady_table)
+        self._times = lru_cache(maxsize=64)(self._times_table)
         self._inherited = lru_cache(maxsize=None)(self._inherited_table)
         self._instruments = lru_cache(maxsize=64)(self._instruments_table)
         self._order = lru_cache(maxsize=1024)(self._order_table)
         self._opening = lru_cache(maxsize=None)(self._opening_table)
 
-    def _steady_table(self, phase: int, program: int, used: frozenset[int], tempo: float, metre: int) -> Mask:
+    def _steady_table(self, phase: Kind, program: int, used: frozenset[int], tempo: float, metre: int) -> Mask:
         """Ids that are right by what seldom changes: one table for all of it, as memory is what a mask costs."""
+        allowed = self._static & self._follows(phase) & self._inherited(program)
+        return allowed & self._instruments(used) & self._times(tempo, metre)
+
+    def _times_table(self, tempo: float, metre: int) -> Mask:
+        """Ids that are right in this tempo and metre."""
         v = self.vocabulary
-        allowed = self._static & self._follows(phase) & self._inherited(program) & self._instruments(used)
+        allowed = np.ones(len(v), dtype=bool)
         if v.has_tempos:
             allowed &= v.tempo != tempo if self.constraints.tempo == ANY else v.tempos == 0
         held = self.constraints.time_signature != ANY
@@ -190,11 +185,12 @@ class Grammar:
     def _inherited_table(self, program: int) -> Mask:
         """Ids that are right where this program is in force."""
         v = self.vocabulary
+        allowed: Mask = v.inherits == 0
         if program < 0:
-            return np.equal(v.inherits, 0)
-        allowed: Mask = (v.inherits == 0) | (v.inherits == (2 if program == DRUMS else 1))
-        rows = (v.row_program < 0) & (v.row_kind == ON) & ~self.pitches[program, v.row_pitch]
-        allowed[v.row_id[rows]] = False
+            return allowed
+        allowed |= v.inherits == (2 if program == DRUMS else 1)
+        for pitch in np.flatnonzero(~self.pitches[program]):
+            _bar_beginnings(allowed, v.touches.get((-1, int(pitch)), ()))
         return allowed
 
     def _instruments_table(self, used: frozenset[int]) -> Mask:
@@ -202,60 +198,68 @@ class Grammar:
         v = self.vocabulary
         melodic = [rank for rank in used if rank != DRUMS]
         left = max(0, MAX_INSTRUMENTS - len(melodic))
-        if v.most_programs <= left:
-            return self._static
         new = np.ones(DRUMS + 1, dtype=np.int32)
         new[[*melodic, DRUMS]] = 0
-        return np.less_equal(v.uses @ new, left)
+        many = np.flatnonzero(v.programs > left)
+        allowed = np.ones(len(v), dtype=bool)
+        allowed[many] = v.uses[many] @ new <= left
+        return allowed
 
     def _order_table(self, program: int, low: int, placed: bool) -> Mask:
-        """Ids that go on in the order of one moment: programs rise, and the pitches of each."""
+        """Ids that go on in the order of one moment: programs rise; and, where each note says its own, its pitches."""
         v = self.vocabulary
         P = v.program
-        allowed = v.low > low
         if v.each_program:
-            allowed &= ~v.program_now | (program < P) | ((program == P) & (v.program_low > low)) | (not placed)
+            allowed = ~v.program_now | (program < P) | ((program == P) & (v.program_low > low)) | (not placed)
             again = (program < P) | ((program == P) & (v.program_low > v.high))
             return allowed & (~v.program_again | again)
-        if placed:
-            allowed &= (P < 0) | (program < P) | ~v.program_now
-        allowed &= (P < 0) | (program < P) | ~v.program_again
-        return allowed & ((P < 0) | (program != P))
+        rises = (P < 0) | (program < P)
+        allowed = rises | (~v.program_again & (program != P))
+        return allowed & (rises | ~v.program_now) if placed else allowed
 
-    def _opening_table(self, phase: int) -> Mask:
+    def _opening_table(self, phase: Kind) -> Mask:
         """Ids that go on in the opening of a piece."""
         v = self.vocabulary
-        rest = self._kinds[self._kinds.index(phase) + 1 :] if phase in self._kinds else self._kinds
-        allowed = self._static & (v.first == rest[0]) & (v.size <= len(rest))
+        rest = self._opening_kinds
+        if phase in rest:
+            rest = rest[rest.index(phase) + 1 :]
+        allowed: Mask = self._static & (v.first == rest[0]) & (v.size <= len(rest))
         for id in np.flatnonzero(allowed):
             base = v.tokens[id]
             same = all(token.kind == kind for token, kind in zip(base, rest, strict=False))
-            allowed[id] = same and not any(token.kind == POSITION and token.value for token in base)
+            allowed[id] = same and not any(token.kind == Kind.POSITION and token.value for token in base)
         return allowed
 
     # where the new music begins
+
+    def _read(self, prompt_ids: Sequence[int]) -> State:
+        return self.reader.read(
+            self.reader.start(), [token for id in prompt_ids for token in self.vocabulary.tokens[id]]
+        )
 
     def _begin(self, state: State) -> tuple[list[int], State]:
         """The ids that lead from the end of the prompt to the bar line at which the new music begins."""
         v = self.vocabulary
         tokens: list[Base] = []
-        if state.phase != START:
-            half = v.steps_per_beat // 2 * int(v.ticks_per_step[state.metre])
-            bar = int(v.bar_ticks[state.metre])
+        if state.phase != Kind.START:
+            half = v.steps_per_beat // 2 * v.ticks_per_step[state.metre]
+            bar = v.bar_ticks[state.metre]
             ends = [note.end for note in state.sounding if note.end < FOREVER]
-            reached = state.bar_start + max(state.now, 0) * int(v.ticks_per_step[state.metre])
+            reached = self.reader.tick(state)
             boundary = state.bar_start + (bar if v.scheme == "remi" or state.now > 0 or state.content else 0)
             while boundary < max([reached, *(end - half for end in ends)]):
                 boundary += bar
             self.boundary = boundary
             tokens = self._leading(state, boundary)
-            if boundary == reached and (state.phase in (METRE, TEMPO) or (state.phase == OFF and tokens)):
+            if boundary == reached and (
+                state.phase in (Kind.METRE, Kind.TEMPO) or (state.phase == Kind.OFF and tokens)
+            ):
                 state, tokens = self._restated(state)
         ids = v.spell(tokens)
         state = self.reader.read(state, tokens)
         begin_bar = state.bar
-        if v.scheme == "structured" and state.phase != START:  # silence is written with the note behind it
-            begin_bar += (self.boundary - state.bar_start) // int(v.bar_ticks[state.metre])
+        if v.scheme == "structured" and state.phase != Kind.START:  # silence is written with the note behind it
+            begin_bar += (self.boundary - state.bar_start) // v.bar_ticks[state.metre]
         if self.bars is not None:
             self.last_bar = begin_bar + self.bars
         return ids, self.reader.begin(state, self.boundary)
@@ -266,31 +270,28 @@ class Grammar:
         metre = state.metre if self.metre is None else self.metre
         tempo = state.tempo if self.tempo is None else self.tempo
         moment: list[Base] = []
-        while not any(token.kind == SHIFT for token in moment):
+        while not any(token.kind == Kind.SHIFT for token in moment):
             moment = [*v.tokens[self.prompt_ids.pop()], *moment]
-        last = max(i for i, token in enumerate(moment) if token.kind == SHIFT) + 1
-        before = self.reader.start()
-        for id in self.prompt_ids:
-            before = self.reader.read(before, v.tokens[id])
+        last = max(i for i, token in enumerate(moment) if token.kind == Kind.SHIFT) + 1
+        before = self._read(self.prompt_ids)
         there = self.reader.read(before, moment[:last])
-        changes = [Base(METRE, metre)] if v.has_metres and metre != there.metre else []
-        changes += [Base(TEMPO, tempo)] if v.has_tempos and tempo != there.tempo else []
-        kept = [token for token in moment[last:] if token.kind not in (METRE, TEMPO)]
+        changes = [Base(Kind.METRE, metre)] if v.has_metres and metre != there.metre else []
+        changes += [Base(Kind.TEMPO, tempo)] if v.has_tempos and tempo != there.tempo else []
+        kept = [token for token in moment[last:] if token.kind not in (Kind.METRE, Kind.TEMPO)]
         return before, [*moment[:last], *changes, *kept]
 
     def _leading(self, state: State, boundary: int) -> list[Base]:
         v = self.vocabulary
         metre = state.metre if self.metre is None else self.metre
-        restate = [Base(METRE, metre)] if v.has_metres else []
-        tempo = [Base(TEMPO, self.tempo)] if self.tempo is not None and self.tempo != state.tempo else []
+        restate = [Base(Kind.METRE, metre)] if v.has_metres else []
+        tempo = [Base(Kind.TEMPO, self.tempo)] if self.tempo is not None and self.tempo != state.tempo else []
         if v.scheme == "remi":
-            silent = (boundary - state.bar_start) // int(v.bar_ticks[state.metre]) - 1
-            before = [Base(BAR), *([Base(METRE, state.metre)] if v.has_metres else [])] * silent
-            return [*before, Base(BAR), *restate, *([Base(POSITION, 0), *tempo] if tempo else [])]
+            silent = (boundary - state.bar_start) // v.bar_ticks[state.metre] - 1
+            before = [Base(Kind.BAR), *([Base(Kind.METRE, state.metre)] if v.has_metres else [])] * silent
+            return [*before, Base(Kind.BAR), *restate, *([Base(Kind.POSITION, 0), *tempo] if tempo else [])]
         if v.scheme == "structured":
             return []
-        ticks = boundary - state.bar_start - state.now * int(v.ticks_per_step[state.metre])
-        shifts = v.shifted(ticks // int(v.ticks_per_step[state.metre]))
+        shifts = v.shifted((boundary - self.reader.tick(state)) // v.ticks_per_step[state.metre])
         return [*shifts, *(restate if metre != state.metre else []), *tempo]
 
     # the mask
@@ -300,14 +301,15 @@ class Grammar:
         v = self.vocabulary
         if state.ended:
             return np.ones(len(v), dtype=bool)
-        if state.tempo == 0 or (state.phase == START and self._kinds):
+        if self._opens(state):
             return self._opening(state.phase)
         allowed = self._steady(state.phase, state.program, state.programs, state.tempo, state.metre)
-        allowed = allowed & self._order(state.program, state.low, state.placed)
+        allowed = allowed & self._order(state.program, state.low if v.each_program else -1, state.placed)
+        allowed &= v.low > state.low
         if v.scheme == "remi":
             allowed &= v.latest >= state.now
         elif v.has_metres and state.now > 0:
-            allowed[v.first == METRE] = False
+            allowed[v.rebarred] = False
         if state.sounding:
             self._bar_overlaps(state, allowed)
         elif v.scheme == "midilike":
@@ -316,99 +318,95 @@ class Grammar:
         self._keep_room(state, allowed)
         if v.scheme == "structured":
             allowed &= (v.shift_first == NONE) | (self._landing(state, v.shift_first) >= self.boundary)
-        self._close(state, allowed)
-        may_end = self._deadline(state) == FOREVER and state.notes > 0 and self._complete(state)
+        deadline = self._deadline(state)
+        self._close(state, deadline, allowed)
+        may_end = deadline == FOREVER and self.complete(state)
         allowed[v.eos_id] = may_end and not (v.scheme == "midilike" and state.sounding)
-        if state.phase == SHIFT and v.scheme != "structured" and state.shift < v.shifts[-1]:
+        if state.phase == Kind.SHIFT and v.scheme != "structured" and state.shift < v.shifts[-1]:
             # as `encode` writes a pause: the longest first, the others falling
-            falling = allowed & ((v.first != SHIFT) | (v.shift_first < state.shift))
+            falling = allowed & ((v.shift_first == NONE) | (v.shift_first < state.shift))
             if falling.any():
                 allowed = falling
         if not allowed.any():  # constraints may leave nothing: then the piece ends here
             allowed[v.eos_id] = True
         return allowed
 
-    def _bar_overlaps(self, state: State, allowed: np.ndarray) -> None:
+    def _opens(self, state: State) -> bool:
+        """Whether the metre and the tempo of the piece are still to be said."""
+        return not state.tempo or (state.phase == Kind.START and bool(self._opening_kinds))
+
+    def _touches(self, state: State, program: int, pitch: int) -> list[Touch]:
+        """The ids that begin or end this note, by a program of their own or the one in force."""
+        known = self.vocabulary.touches
+        own = known.get((program, pitch), [])
+        return own + known.get((-1, pitch), []) if program == state.program else own
+
+    def _bar_overlaps(self, state: State, allowed: Mask) -> None:
         """A note begins where none of its pitch and program sounds, and ends where one does."""
         v = self.vocabulary
-        notes = state.sounding
-        rows, which = v.rows_of([note.pitch for note in notes])
-        programs = np.array([note.program for note in notes])[which]
-        own = v.row_program[rows]
-        match = (own == programs) | ((own < 0) & (programs == state.program))
-        rows, which = rows[match], which[match]
-        ids = v.row_id[rows]
         if v.scheme == "midilike":
-            on = v.row_kind[rows] == ON
-            allowed[ids[on]] = False
-            allowed &= np.bincount(ids[~on], minlength=len(v)) == v.offs
+            ended = np.zeros(len(v), dtype=v.offs.dtype)
+            for program, pitch in {(note.program, note.pitch) for note in state.sounding}:
+                for touch in self._touches(state, program, pitch):
+                    if touch.begins:
+                        allowed[touch.ids] = False
+                    else:
+                        ended[touch.ids] += 1
+            allowed &= ended == v.offs
             return
-        tick = int(v.ticks_per_step[state.metre])
-        now = max(state.now, 0)
-        onsets = state.bar_start + (v.row_steps[rows] + now * (1 - v.row_in_bar[rows])) * tick
-        other = np.flatnonzero(v.row_rebarred[rows])
-        if len(other):
-            metres = v.row_metre[rows[other]]
-            per_step = np.where(metres >= 0, v.ticks_per_step[metres], tick)
-            origin = state.bar_start + v.new_bar[ids[other]] * int(v.bar_ticks[state.metre])
-            onsets[other] = origin + v.row_steps[rows[other]] * per_step
-        ends = np.array([note.end for note in notes])[which]
-        if notes[-1].end == FOREVER:  # it is being written, and ends with the duration that the id begins with
-            lead = v.lead_duration[ids]
-            reached = state.bar_start + (now + lead) * tick
-            ends = np.where((ends == FOREVER) & (lead > 0), reached, ends)
-        allowed[ids[onsets < ends]] = False
+        now = self.reader.tick(state)
+        line, next_line = state.bar_start, state.bar_start + v.bar_ticks[state.metre]
+        for note in state.sounding:
+            for touch in self._touches(state, note.program, note.pitch):
+                origin = next_line if touch.new_bar else line if touch.in_bar else now
+                tick = v.ticks_per_step[state.metre if touch.metre < 0 else touch.metre]
+                if note.end < FOREVER:  # what comes before it ends is barred
+                    if before := bisect_left(touch.steps, -((origin - note.end) // tick)):
+                        allowed[touch.ids[:before]] = False
+                else:  # it is being written, and ends with the duration that an id begins with
+                    lead = v.lead_duration[touch.ids]
+                    early = origin + np.array(touch.steps) * tick < now + lead * tick
+                    allowed[touch.ids[early | (lead == 0)]] = False
 
-    def _keep_counts(self, state: State, allowed: np.ndarray) -> None:
+    def _keep_counts(self, state: State, allowed: Mask) -> None:
+        """Not more notes at once, or in a beat, than were asked for."""
         v, asked = self.vocabulary, self.constraints
+        if asked.max_polyphony is None and asked.max_notes_per_beat is None and not self.polyphony:
+            return
+        onsets = self._onsets(state)
+
+        def still(notes: list[Sounding]) -> Any:
+            """How many of these sound where each id has its first note."""
+            return sum(onsets < note.end for note in notes)
+
         new = [note for note in state.sounding if note.new]
         if asked.max_polyphony is not None:
-            count = np.zeros(len(v), dtype=np.int32)
-            if v.scheme == "midilike":
-                count += len(new)
-            else:
-                onset = self._onsets(state)
-                for note in new:
-                    count += onset < note.end
-            allowed &= (v.peak <= 0) | (count + v.peak <= asked.max_polyphony)
+            allowed &= (v.peak <= 0) | (still(new) + v.peak <= asked.max_polyphony)
         for program, most in self.polyphony.items():  # all notes of an id at once: rather too strict
-            sounding = sum(note.program == program for note in new)
             ours = v.uses[:, program] | (state.program == program) & ((v.inherits > 0) | (v.program < 0))
-            fits = sounding + v.notes <= most
-            if v.scheme != "midilike":
-                onset = self._onsets(state)
-                still = np.zeros(len(v), dtype=np.int32)
-                for note in new:
-                    if note.program == program:
-                        still += onset < note.end
-                fits = still + v.notes <= most
-            allowed &= ~ours | (v.notes == 0) | fits
+            mine = [note for note in new if note.program == program]
+            allowed &= ~ours | (v.notes == 0) | (still(mine) + v.notes <= most)
         if asked.max_notes_per_beat is not None:
             beat = self.reader.beat(state)
             there = state.notes_in_beat if state.beat == beat else 0
-            step = self.vocabulary.steps_per_beat * int(v.ticks_per_step[state.metre])
-            same = self._onsets(state) < beat + step
+            same = onsets < beat + v.steps_per_beat * v.ticks_per_step[state.metre]
             allowed &= (v.notes == 0) | (v.notes + there * same <= asked.max_notes_per_beat)
 
-    def _onsets(self, state: State) -> Mask:
+    def _onsets(self, state: State) -> np.ndarray:
         """(V,) ticks at which the first note of each id begins; where a note must follow the id, that one too."""
         v = self.vocabulary
-        tick = int(v.ticks_per_step[state.metre])
-        per_step = np.where(v.metre >= 0, v.ticks_per_step[v.metre], tick)
-        from_now = np.where(v.onset_in_bar, 0, max(state.now, 0) * tick)
-        onsets: np.ndarray = (
-            state.bar_start + v.new_bar * int(v.bar_ticks[state.metre]) + from_now + v.onset_first * per_step
-        )
+        tick = v.ticks_per_step[state.metre]
+        origin = np.where(v.onset_in_bar, state.bar_start, self.reader.tick(state))
+        onsets: np.ndarray = origin + v.new_bar * v.bar_ticks[state.metre]
+        onsets += v.onset_first * np.where(v.own_tick > 0, v.own_tick, tick)
         return onsets
 
-    def _landing(self, state: State, steps: np.ndarray) -> Mask:
+    def _landing(self, state: State, steps: np.ndarray) -> np.ndarray:
         """Ticks that shifts by `steps` from now lead to."""
-        landing: np.ndarray = state.bar_start + (max(state.now, 0) + steps) * int(
-            self.vocabulary.ticks_per_step[state.metre]
-        )
+        landing: np.ndarray = self.reader.tick(state) + steps * self.vocabulary.ticks_per_step[state.metre]
         return landing
 
-    def _keep_room(self, state: State, allowed: np.ndarray) -> None:
+    def _keep_room(self, state: State, allowed: Mask) -> None:
         """Where a note must follow an id, there is one that may: no dead ends."""
         v = self.vocabulary
         crowded = len(state.sounding) + v.most_notes
@@ -417,42 +415,47 @@ class Grammar:
             allowed &= ~v.demands | (v.size == 1)
         if not tight and not v.each_program:
             return
-        ends = np.zeros((DRUMS + 1, 128), dtype=np.int64)
-        for note in state.sounding:
-            ends[note.program, note.pitch] = note.end
-        for program, most in self.polyphony.items():
-            until = sorted(note.end for note in state.sounding if note.new and note.program == program)
-            if len(until) >= most:
-                ends[program] = np.maximum(ends[program], until[len(until) - most])
-        now = self.reader.tick(state)
-        free = self.pitches & (ends <= now)
+        ends = self._ends(state)
+        free = self.pitches & (ends <= self.reader.tick(state))
         if tight:
             self._keep_free(state, allowed, ends, free)
-        if v.each_program and state.placed:
+        if not v.each_program:
+            return
+        if state.placed:
             same = bool(free[state.program, state.low + 1 :].any()) if state.program >= 0 else False
             higher = bool(free[state.program + 1 :].any())
             if not same:  # another note of this program in this moment: none is left
                 allowed &= ~(v.tail_now & (v.program == state.program))
             if not same and not higher:
                 allowed &= ~(v.tail_now & (v.program < 0))
-        if v.each_program:
-            tailed = np.flatnonzero(v.tail_program > -2)
-            programs = np.where(v.tail_program[tailed] < 0, max(state.program, 0), v.tail_program[tailed])
-            pitches = np.maximum(v.tail_pitch[tailed], state.low) + 1
-            allowed[tailed] &= self._above[programs, pitches] > crowded
+        tailed = np.flatnonzero(v.tail_program > -2)
+        programs = np.where(v.tail_program[tailed] < 0, max(state.program, 0), v.tail_program[tailed])
+        pitches = np.maximum(v.tail_pitch[tailed], state.low) + 1
+        allowed[tailed] &= self._above[programs, pitches] > crowded
 
-    def _keep_free(self, state: State, allowed: np.ndarray, ends: np.ndarray, free: np.ndarray) -> None:
+    def _ends(self, state: State) -> np.ndarray:
+        """(129, 128) ticks until which each program cannot begin each pitch again."""
+        ends = np.zeros((DRUMS + 1, 128), dtype=np.int64)
+        for note in state.sounding:  # those of a prompt may overlap
+            ends[note.program, note.pitch] = max(ends[note.program, note.pitch], note.end)
+        for program, most in self.polyphony.items():
+            until = sorted(note.end for note in state.sounding if note.new and note.program == program)
+            if len(until) >= most:
+                ends[program] = np.maximum(ends[program], until[len(until) - most])
+        return ends
+
+    def _keep_free(self, state: State, allowed: Mask, ends: np.ndarray, free: np.ndarray) -> None:
         """Bar, in place, base tokens behind which no note could begin; `ends` and `free` are (129, 128)."""
         v = self.vocabulary
-        tick = int(v.ticks_per_step[state.metre])
         completing = self._completing(state)
-        if state.phase != PROGRAM:
-            ids, values = v.base_ids[POSITION if v.scheme == "remi" else SHIFT]
-            landing = state.bar_start + (values + (0 if v.scheme == "remi" else max(state.now, 0))) * tick
-            if v.scheme == "remi" or v.scheme == "structured":
-                moves = (values > 0) | (v.scheme == "remi")
-                allowed[ids] &= ~moves | (landing >= np.where(self.pitches, ends, FOREVER).min())
-            if self.constraints.max_bar_repeats is not None and v.scheme in ("remi", "structured"):
+        if state.phase != Kind.PROGRAM:
+            # behind such a token a note must begin; tsd and midilike have none: there more time may pass
+            shifts = v.scheme == "structured"
+            ids, steps = v.base_ids[Kind.SHIFT if shifts else Kind.POSITION]
+            landing = self._landing(state, steps if shifts else steps - max(state.now, 0))
+            stays = shifts & (steps == 0)
+            allowed[ids] &= stays | (landing >= np.where(self.pitches, ends, FOREVER).min())
+            if self.constraints.max_bar_repeats is not None:
                 for id, there in zip(ids, landing, strict=True):
                     last = self._completing(self.reader.read(state, v.tokens[id])) if allowed[id] else None
                     if last is not None and last[0] == self._step_of(state, there):
@@ -462,36 +465,32 @@ class Grammar:
         if completing is not None and completing[0] == max(state.now, 0):
             free = free.copy()
             free[completing[1], completing[2]] = False
-        ids, values = v.base_ids[PROGRAM]
-        ranks = values.astype(np.int64)
+        ids, values = v.base_ids[Kind.PROGRAM]
         open_for = {note.program for note in state.sounding} if v.scheme == "midilike" else set()
-        allowed[ids] &= free[ranks].any(axis=1) | np.isin(ranks, list(open_for))
+        allowed[ids] &= free[values].any(axis=1) | np.isin(values, list(open_for))
 
-    def _close(self, state: State, allowed: np.ndarray) -> None:
+    def _close(self, state: State, deadline: int, allowed: Mask) -> None:
         """Nothing beyond the closing line; what steps over it ends the piece. Bars are not repeated too often."""
         v = self.vocabulary
-        deadline = self._deadline(state)
         over = np.zeros(len(v), dtype=bool)
-        if deadline < FOREVER:
-            near = deadline - state.bar_start - max(state.now, 0) * int(v.ticks_per_step[state.metre]) <= v.farthest
-            if near:  # elsewhere no id reaches the line
-                self._stay_inside(state, deadline, allowed)
-                over = self._follows(state.phase) & self._oversteps(state, deadline, v.first, v.first_value)
-                allowed[over] = state.notes > 0
+        if deadline - self.reader.tick(state) <= v.farthest:  # elsewhere no id reaches the line
+            self._stay_inside(state, deadline, allowed)
+            over = self._follows(state.phase) & self._oversteps(state, deadline, v.first, v.first_value)
+            allowed[over] = state.notes > 0
         if self.constraints.max_bar_repeats is not None:
             self._vary(state, self.constraints.max_bar_repeats, deadline, over, allowed)
 
-    def _vary(self, state: State, most: int, deadline: int, over: np.ndarray, allowed: np.ndarray) -> None:
+    def _vary(self, state: State, most: int, deadline: int, over: Mask, allowed: Mask) -> None:
         """Bar, in place, what makes the same bar come more than `most` times in a row: its last note, or silence."""
         v = self.vocabulary
-        bar = int(v.bar_ticks[state.metre])
+        bar = v.bar_ticks[state.metre]
         begin = max(state.bar_start, self.boundary)
         if v.scheme == "remi":
             passed = v.new_bar.astype(np.int64)
         else:
             lead = np.minimum(v.onset_first, np.where(v.notes > 0, NONE, v.advance))
             passed = np.where(v.advance > 0, (self._landing(state, lead) - begin) // bar, 0)
-        passed = np.where(over, -(-(deadline - begin) // bar), passed) if deadline < FOREVER else passed
+        passed = np.where(over, -(-(deadline - begin) // bar), passed)
         # of the bars behind this one, those into which nothing sounds
         rung = min(max((note.end for note in state.sounding), default=0) - begin, NONE * bar)
         silent = np.maximum(0, passed - 1 - max(0, -(-rung // bar) - 1))
@@ -503,21 +502,21 @@ class Grammar:
             return
         repeated = state.contents[-1]
         step, program, pitch = completing
-        rows, _ = v.rows_of([pitch])
-        own, steps = v.row_program[rows], v.row_steps[rows] + max(state.now, 0) * (1 - v.row_in_bar[rows])
-        match = (v.row_kind[rows] == ON) & (steps <= step)  # the rows tell of first notes
-        match &= (own == program) | ((own < 0) & (program == state.program))
-        for id in np.unique(v.row_id[rows[match]]):
-            if allowed[id] and not over[id] and not v.new_bar[id]:
-                behind = self.reader.read(state, v.tokens[id])
-                bars = [*behind.contents, behind.content]
-                at = len(bars) - 1 - (behind.bar - state.bar)
-                allowed[id] = at < 0 or bars[at] != repeated
+        for touch in self._touches(state, program, pitch):
+            if not touch.begins or touch.new_bar:
+                continue
+            last = step if touch.in_bar else step - max(state.now, 0)
+            for id in touch.ids[: bisect_right(touch.steps, last)]:  # its first such note; others may follow
+                if allowed[id] and not over[id]:
+                    behind = self.reader.read(state, v.tokens[id])
+                    bars = [*behind.contents, behind.content]
+                    at = len(bars) - 1 - (behind.bar - state.bar)
+                    allowed[id] = at < 0 or bars[at] != repeated
 
     def _step_of(self, state: State, tick: int) -> int:
         """The step in its bar of a tick, by the metre now."""
         v = self.vocabulary
-        return int((tick - state.bar_start) % int(v.bar_ticks[state.metre])) // int(v.ticks_per_step[state.metre])
+        return int(tick - state.bar_start) % v.bar_ticks[state.metre] // v.ticks_per_step[state.metre]
 
     def _completing(self, state: State) -> tuple[int, int, int] | None:
         """The (step, program, pitch) of the last note of a bar that may not come once more, if this bar leads to it."""
@@ -527,33 +526,32 @@ class Grammar:
             return None
         return repeated[-1] if repeated[: len(state.content)] == state.content != repeated else None
 
-    def _stay_inside(self, state: State, deadline: int, allowed: np.ndarray) -> None:
+    def _stay_inside(self, state: State, deadline: int, allowed: Mask) -> None:
         """Bar, in place, ids that reach beyond the closing line."""
         v = self.vocabulary
-        tick = int(v.ticks_per_step[state.metre])
-        bar = int(v.bar_ticks[state.metre])
+        tick = v.ticks_per_step[state.metre]
+        bar = v.bar_ticks[state.metre]
         room = deadline - state.bar_start
         now = max(state.now, 0)
         ends = room // tick
         last = ends - 1
         inside = (v.end_bar <= ends) & (v.end_now <= ends - now) & (v.advance <= last - now) & (v.reach <= last)
+        ringing = max((note.end for note in state.sounding if note.end < FOREVER), default=0)
         some = v.rebarred
         if len(some):
-            per_step = np.where(v.metre[some] >= 0, v.ticks_per_step[v.metre[some]], tick)
+            per_step = np.where(v.own_tick[some] > 0, v.own_tick[some], tick)
             before = v.new_bar[some] * bar
             if self.last_bar is not None:
-                bars = np.where(v.metre[some] >= 0, v.bar_ticks[v.metre[some]], bar)
+                bars = np.where(v.own_bar[some] > 0, v.own_bar[some], bar)
                 left = (self.last_bar - state.bar - v.new_bar[some]) * bars
             else:
                 left = room - before
-            ringing = max((note.end for note in state.sounding if note.end < FOREVER), default=0) - state.bar_start
             fits = (v.end_bar[some] * per_step <= left) & (v.end_now[some] * per_step <= left)
             fits &= (np.maximum(np.maximum(v.reach, v.advance)[some], 0) + 1) * per_step <= left
-            fits &= ringing - before <= left
+            fits &= ringing - state.bar_start - before <= left
             inside[some] = fits
         if self.seconds is not None and v.has_tempos:
-            ringing = max((note.end for note in state.sounding if note.end < FOREVER), default=0)
-            for id, tempo in zip(*v.base_ids[TEMPO], strict=True):
+            for id, tempo in zip(*v.base_ids[Kind.TEMPO], strict=True):
                 if allowed[id]:
                     moved = self._deadline(self._with_tempo(state, float(tempo)))
                     inside[id] = moved >= max(self.reader.tick(state) + tick, ringing)
@@ -562,21 +560,20 @@ class Grammar:
     def _oversteps(self, state: State, deadline: int, kind: Any, value: Any) -> Any:
         """Whether what begins with a base token (kinds and values, or one of each) leaves no step before the line."""
         v = self.vocabulary
-        tick, bar = int(v.ticks_per_step[state.metre]), int(v.bar_ticks[state.metre])
         room = deadline - state.bar_start
-        last = room // tick - 1
-        if bar + int(v.ticks_per_step.max()) > room:  # the line is in this bar, or at its end
-            positions = (kind == BAR) | ((kind == POSITION) & (value > last) & (value < v.bar_steps[state.metre]))
-        else:
-            positions = False
-        return positions | ((kind == SHIFT) & (value > last - max(state.now, 0)))
+        last = room // v.ticks_per_step[state.metre] - 1
+        over = (kind == Kind.SHIFT) & (value > last - max(state.now, 0))
+        if v.bar_ticks[state.metre] + max(v.ticks_per_step) > room:  # the line is in this bar, or at its end
+            over |= kind == Kind.BAR
+            over |= (kind == Kind.POSITION) & (value > last) & (value < v.bar_steps[state.metre])
+        return over
 
     def _deadline(self, state: State) -> int:
         """The tick of the closing line, by the metre and the tempo now; FOREVER where none was asked for."""
-        if not state.tempo or (state.phase == START and self._kinds):
+        if self._opens(state):
             return FOREVER
         if self.last_bar is not None:
-            return state.bar_start + (self.last_bar - state.bar) * int(self.vocabulary.bar_ticks[state.metre])
+            return state.bar_start + (self.last_bar - state.bar) * self.vocabulary.bar_ticks[state.metre]
         if self.seconds is not None:
             left = (self.seconds - state.tempo_seconds) * state.tempo / 60 * self.vocabulary.ticks_per_quarter
             return state.tempo_tick + floor(left)
@@ -584,7 +581,7 @@ class Grammar:
 
     def _with_tempo(self, state: State, tempo: float) -> State:
         tick = self.reader.tick(state)
-        return replace(state, tempo=tempo, tempo_tick=tick, tempo_seconds=self.reader.seconds(state, tick))
+        return state._replace(tempo=tempo, tempo_tick=tick, tempo_seconds=self.reader.seconds(state, tick))
 
     # going on
 
@@ -593,10 +590,9 @@ class Grammar:
         v = self.vocabulary
         if state.ended:
             return state
-        deadline = self._deadline(state)
-        over = deadline < FOREVER and self._oversteps(state, deadline, v.first[id], v.first_value[id])
+        over = self._oversteps(state, self._deadline(state), int(v.first[id]), int(v.first_value[id]))
         if id == v.eos_id or over:
-            return replace(state, ended=True, completed=())
+            return state._replace(ended=True, completed=())
         return self.reader.read(state, v.tokens[id])
 
     def extend(self, state: State, id: int) -> State:
@@ -610,18 +606,17 @@ class Grammar:
 
     def complete(self, state: State) -> bool:
         """Whether a piece may be cut here, with `closing` behind it."""
-        return self._complete(state) and state.notes > 0
-
-    def _complete(self, state: State) -> bool:
-        return state.phase in (DURATION, OFF) or (self.vocabulary.scheme == "midilike" and state.phase == VELOCITY)
+        last = (Kind.OFF, Kind.VELOCITY) if self.vocabulary.scheme == "midilike" else (Kind.DURATION,)
+        return state.notes > 0 and state.phase in last
 
     def dangling(self, state: State) -> bool:
         """Whether something must follow."""
-        kinds = {BAR, POSITION, PROGRAM, ON} if self.vocabulary.has_metres else {POSITION, PROGRAM, ON}
-        if self.vocabulary.scheme != "midilike":
-            kinds.add(VELOCITY)
-        if self.vocabulary.scheme == "structured":
-            kinds.add(SHIFT)
+        v = self.vocabulary
+        kinds = v.before_note | {Kind.ON}
+        if v.has_metres:
+            kinds.add(Kind.BAR)
+        if v.scheme != "midilike":
+            kinds.add(Kind.VELOCITY)
         return state.phase in kinds
 
     def trimmed(self, state: State, ids: Sequence[int]) -> tuple[list[int], State]:
@@ -631,9 +626,9 @@ class Grammar:
         for i, token in enumerate(tokens):
             state = self.reader.read(state, (token,))
             completed += state.completed
-            if self._complete(state):
+            if self.complete(state):
                 kept, best = i + 1, state
-        return self.vocabulary.spell(tokens[:kept]), replace(best, completed=completed)
+        return self.vocabulary.spell(tokens[:kept]), best._replace(completed=completed)
 
     def reserve(self, state: State) -> int:
         """The most ids that `closing` may need here."""
@@ -644,18 +639,23 @@ class Grammar:
         v = self.vocabulary
         if v.scheme != "midilike" or not state.sounding:
             return []
-        tick = int(v.ticks_per_step[state.metre])
         deadline = self.end(state)
         if deadline is None:
-            deadline = state.bar_start + int(v.bar_ticks[state.metre])
-        tokens = v.shifted((deadline - self.reader.tick(state)) // tick)
+            deadline = state.bar_start + v.bar_ticks[state.metre]
+        tokens = v.shifted((deadline - self.reader.tick(state)) // v.ticks_per_step[state.metre])
         program = state.program
         for note in sorted(state.sounding, key=lambda note: (note.program, note.onset, note.pitch)):
             if note.program != program:
-                tokens.append(Base(PROGRAM, note.program))
+                tokens.append(Base(Kind.PROGRAM, note.program))
                 program = note.program
-            tokens.append(Base(OFF, note.pitch, program == DRUMS))
+            tokens.append(Base(Kind.OFF, note.pitch, program == DRUMS))
         return v.spell(tokens)
+
+
+def _bar_beginnings(allowed: Mask, touches: Iterable[Touch]) -> None:
+    for touch in touches:
+        if touch.begins:
+            allowed[touch.ids] = False
 
 
 def _run(bars: Sequence[tuple[Any, ...]], content: tuple[Any, ...]) -> int:

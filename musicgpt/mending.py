@@ -5,6 +5,7 @@ Source of the byte format: Standard MIDI Files 1.0, 1988.
 
 from __future__ import annotations
 
+from collections import deque
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -26,7 +27,7 @@ class _Track:
     """Where the next chunk can begin."""
     ticks: int = 0
     notes: int = 0
-    sounding: dict[tuple[int, int], list[tuple[int, int]]] = field(default_factory=dict)
+    sounding: dict[tuple[int, int], deque[tuple[int, int]]] = field(default_factory=dict)
     """(channel, pitch) -> tick and place of each note without end, in order."""
     inserts: dict[int, bytes] = field(default_factory=dict)
     """Place -> bytes that have to stand before it."""
@@ -59,6 +60,8 @@ def mended(data: bytes, name: str) -> tuple[list[bytes], int, list[str]]:
     if form > 2:
         raise InputError(f"{name} is a MIDI file of format {form}; expected 0, 1 or 2")
     tracks, remarks, behind, left = _walk_chunks(data, 8 + length, name)
+    if len(tracks) > 0xFFFF:
+        raise InputError(f"{name} has {len(tracks):,} tracks; a MIDI file can declare {0xFFFF:,}")
     notes = sum(track.notes for track in tracks)
     sound = length == 6 and declared == len(tracks) and not remarks and (form < 2 or len(tracks) < 2)
     if len(tracks) > declared:
@@ -79,6 +82,16 @@ def mended(data: bytes, name: str) -> tuple[list[bytes], int, list[str]]:
     if len(groups) > 1:
         remarks.append(f"{len(groups)} patterns of a file of format 2 read as pieces")
     return [_midi_file(group, division) for group in groups], notes, remarks
+
+
+def end_ticks(data: bytes, name: str) -> list[int]:
+    """Where the last track of each of those files ends: at the end-of-track event, which symusic does not tell.
+
+    Raises:
+        InputError: as `mended`.
+    """
+    walks = (_walk_chunks(file, 14, name)[0] for file in mended(data, name)[0])
+    return [max((track.ticks for track in tracks), default=0) for tracks in walks]
 
 
 def _midi_file(tracks: list[bytes], division: int) -> bytes:
@@ -156,11 +169,11 @@ def _walk(data: bytes, start: int, limit: int, name: str) -> _Track:
                 running, interrupted = status, False
                 if 0x90 <= status < 0xA0 and data[place - 1]:
                     track.notes += 1
-                    sounding.setdefault(key, []).append((tick + delta, event))
+                    sounding.setdefault(key, deque()).append((tick + delta, event))
                 elif status < 0xA0:
                     places = sounding.get(key)
                     if places:
-                        del places[0]
+                        places.popleft()
             elif status in SYSTEM_BYTES:
                 place, interrupted = place + SYSTEM_BYTES[status], True
             elif status in (0xF0, 0xF7, 0xFF):
@@ -194,7 +207,7 @@ def _no_event(name: str, place: int, byte: int) -> str:
 
 def _mended_track(data: bytes, track: _Track, division: int) -> bytes:
     """The events of a track, an end for every note, and an end of the track."""
-    inserts, ends = dict(track.inserts), b""
+    inserts, ends = dict(track.inserts), []
     wait = False
     for (channel, pitch), places in track.sounding.items():
         off = bytes((0x80 | channel, pitch, 0))
@@ -202,9 +215,9 @@ def _mended_track(data: bytes, track: _Track, division: int) -> bytes:
             if following > tick:  # else it would have no length
                 inserts[event] = off + b"\0" + (bytes((0x90 | channel,)) if data[event] < 128 else b"")
             else:
-                ends += off + b"\0"
+                ends.append(off + b"\0")
         if places:
-            ends += off + b"\0"
+            ends.append(off + b"\0")
             wait = wait or places[-1][0] == track.ticks
     parts, before = [], track.start
     for event, insert in sorted(inserts.items()):
@@ -215,4 +228,4 @@ def _mended_track(data: bytes, track: _Track, division: int) -> bytes:
         wait
     ):  # a note begins where the track ends: a quarter note for it, behind an empty text that takes the delta time
         parts.append(b"\xff\x01\0" + bytes((division >> 14 | 128, division >> 7 & 127 | 128, division & 127)))
-    return b"".join((*parts, ends, b"\xff\x2f\0"))
+    return b"".join((*parts, *ends, b"\xff\x2f\0"))

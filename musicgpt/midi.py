@@ -2,19 +2,23 @@
 
 What comes out of `read_scores` has at least one note and a usable resolution; everything else is refused in one
 line. Formats: MIDI (also inside a RIFF wrapper), ABC through the abc2midi that symusic carries, MusicXML through
-verovio where that is installed. No note of a MIDI file is lost without a remark: symusic drops those that never end,
-tracks beyond the declared count and what follows a system exclusive by running status, so `mended` comes before it.
+verovio where that is installed. Those two run in processes of their own, with so much time and memory and no more,
+and a tune that names another file does not get it. No note of a MIDI file is lost without a remark: symusic drops
+those that never end, tracks beyond the declared count and what follows a system exclusive by running status, so
+`mended` comes before it.
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
-import math
+import os
 import re
 import subprocess
 import sys
 import tempfile
+import time
+from bisect import bisect_right
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
@@ -33,7 +37,7 @@ from symusic.core import (
 )
 
 from musicgpt.errors import InputError
-from musicgpt.files import write_bytes
+from musicgpt.files import read_bytes, write_bytes
 from musicgpt.mending import mended
 
 MIDI_SUFFIXES = (".mid", ".midi", ".kar", ".rmi")
@@ -41,15 +45,24 @@ ABC_SUFFIXES = (".abc",)
 MUSICXML_SUFFIXES = (".mxl", ".musicxml")
 SUFFIXES = (*MIDI_SUFFIXES, *ABC_SUFFIXES, *MUSICXML_SUFFIXES)
 
-ABC_SECONDS = 60
+ABC_SECONDS = 5
 MUSICXML_SECONDS = 30
-"""What abc2midi has for a tune book, and verovio for ten files, before they are given up."""
+"""What abc2midi has for a hundred tunes, and verovio for ten files, before they are given up."""
+
+MAX_TUNES = 10_000
+"""Of one file: each becomes a file, and a score."""
+
+LIMITED = ("sh", "-c", 'ulimit -v 2000000; exec "$0" "$@"') if os.name == "posix" else ()
+"""Before a command: it gets 2 GB of memory at most, where the system has such a limit."""
+
+NAMES_A_FILE = re.compile("abc-include|ptstress")
+"""The commands of abc2midi that open a file of the tune's choice, wherever and however they are given."""
 
 TOGETHER = "%%MIDI chordattack 0"
 """Else abc2midi writes each note of a chord 1/48 of a quarter note behind the one before."""
 
-MAX_BYTES = 2**26
-"""A larger file of music (64 MiB) is refused unread: it is none, or made to fill memory."""
+MAX_BYTES = 2**24
+"""A larger file of music (16 MiB) is refused unread: it is none, or made to fill memory."""
 
 MAX_QUARTERS = 50_000
 """A longer piece (in quarter notes: seven hours at 120 a minute) is refused: it is one note and a broken pause."""
@@ -65,13 +78,9 @@ def read_scores(path: Path) -> tuple[list[ScoreTick], list[str]]:
         InputError: no such file, no music in it, or nothing here can read it.
     """
     suffix = path.suffix.lower()
-    try:
-        size = path.stat().st_size
-        if suffix in SUFFIXES and size > MAX_BYTES:
-            raise InputError(f"{path} has {size:,} bytes; expected at most {MAX_BYTES:,} of music")
-        data = path.read_bytes() if suffix in SUFFIXES else b"?"
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror or error}") from error
+    if suffix not in SUFFIXES and os.path.exists(path):  # noqa: PTH110 which raises nothing
+        raise InputError(f"{path} is no music file by its name; expected one of {' '.join(SUFFIXES)}")
+    data = read_bytes(path, MAX_BYTES)
     if not data:
         raise InputError(f"{path} is empty (0 bytes); expected music in {' '.join(SUFFIXES)}")
     remarks: list[str] = []
@@ -79,15 +88,13 @@ def read_scores(path: Path) -> tuple[list[ScoreTick], list[str]]:
         scores = read_abc(data.decode("utf-8", errors="replace"), str(path), remarks)
     elif suffix in MUSICXML_SUFFIXES:
         scores = [read_musicxml(path)]
-    elif suffix in MIDI_SUFFIXES:
+    else:
         files, notes, found = mended(data, str(path))
         scores = [read_midi(file, str(path)) for file in files]
         remarks += found
         unread = notes - sum(score.note_num() for score in scores)
         if unread:
             remarks.append(f"{unread} notes lost in reading")
-    else:
-        raise InputError(f"{path} is no music file by its name; expected one of {' '.join(SUFFIXES)}")
     return usable(scores, str(path), remarks)
 
 
@@ -141,19 +148,28 @@ def read_abc(text: str, name: str, remarks: list[str] | None = None) -> list[Sco
     Raises:
         InputError: no tune in the text, or none that can be converted.
     """
+    text, foreign = NAMES_A_FILE.subn("-", text)
+    if foreign and remarks is not None:
+        remarks.append(f"{foreign} commands that name another file left out")
+    if text.count("\nX:") >= MAX_TUNES:
+        raise InputError(f"{name} holds more than {MAX_TUNES:,} ABC tunes: give them in several files")
     head, *tunes = re.split(r"^X:.*$", text.replace("\r\n", "\n"), flags=re.MULTILINE)
     if not tunes:
         raise InputError(f"{name} holds no ABC tune: expected a header that begins with X:")
     shared = "".join(line + "\n" for line in head.splitlines() if re.match(r"[A-Za-z]:|%%", line))
+    if len(shared) * len(tunes) > MAX_BYTES:
+        raise InputError(
+            f"{name} begins with {len(shared):,} characters that hold for each of its {len(tunes):,} tunes"
+        )
     scores: list[ScoreTick] = []
-    start = 0
+    start, end = 0, time.monotonic() + ABC_SECONDS * (1 + len(tunes) // 100)
     while start < len(tunes):
         with tempfile.TemporaryDirectory(prefix="musicgpt-abc-") as folder:
-            finished = _abc2midi(Path(folder), [shared + tune.strip() for tune in tunes[start:]], name)
+            finished = _abc2midi(Path(folder), [shared + tune.strip() for tune in tunes[start:]], name, end)
             written = {int(path.stem[4:]): path for path in Path(folder).glob("tune*.mid")}
             for _, path in sorted(written.items()):
                 with suppress(InputError):
-                    scores.append(read_midi(path.read_bytes(), name))
+                    scores.append(read_midi(read_bytes(path, MAX_BYTES), name))
         if finished:
             break
         start += max(written, default=1)  # it died in the tune behind, which is tried as the first, then left out
@@ -164,26 +180,30 @@ def read_abc(text: str, name: str, remarks: list[str] | None = None) -> list[Sco
     return scores
 
 
-def _abc2midi(folder: Path, tunes: list[str], name: str) -> bool:
-    """Write tune1.mid, tune2.mid … for ABC tunes without numbers; False if the converter died on the way."""
+def _abc2midi(folder: Path, tunes: list[str], name: str, end: float) -> bool:
+    """Write tune1.mid, tune2.mid … for ABC tunes without numbers; False if the converter died on the way.
+
+    Raises:
+        InputError: it is not done by `end`, in the time of `time.monotonic`.
+    """
     book = folder / "tune.abc"
     # numbered anew: two tunes of the same number would overwrite each other
     text = "".join(f"X:{i}\n{TOGETHER}\n{tune}\n\n" for i, tune in enumerate(tunes, 1))
-    book.write_text(text, encoding="utf-8")
+    book.write_text(text, encoding="utf-8", errors="replace")  # an argument of a command can be half a character
     binary = next((Path(symusic.__file__).parent / "bin").glob("abc2midi*"))
     quiet = subprocess.DEVNULL  # it prints a line for every doubt
     try:
         done = subprocess.run(
-            [str(binary), book.name],
+            [*LIMITED, str(binary), book.name],
             cwd=folder,
             stdin=quiet,
             stdout=quiet,
             stderr=quiet,
-            timeout=ABC_SECONDS,
+            timeout=max(0.0, end - time.monotonic()),
             check=False,
         )
     except subprocess.TimeoutExpired as error:
-        raise InputError(f"{name}: abc2midi did not finish within {ABC_SECONDS} s") from error
+        raise InputError(f"{name}: abc2midi did not finish in time") from error
     return done.returncode in (0, 1)  # a crash is negative on Unix, large on Windows
 
 
@@ -217,7 +237,8 @@ def convert_musicxml(paths: list[Path]) -> dict[Path, ScoreTick]:
         while start < len(paths):
             begun = Path(folder) / "begun"
             begun.write_text("0")
-            command = [sys.executable, "-c", VEROVIO, folder, *(str(path.resolve()) for path in paths[start:])]
+            files = (str(path.resolve()) for path in paths[start:])
+            command = [*LIMITED, sys.executable, "-c", VEROVIO, folder, *files]
             with suppress(subprocess.TimeoutExpired):
                 quiet = subprocess.DEVNULL
                 timeout = MUSICXML_SECONDS * (1 + len(paths[start:]) // 10)
@@ -283,10 +304,51 @@ def _with_end_and_text(score: ScoreTick, end: int | None, text: str | None) -> b
     return written.getvalue()
 
 
-def cut(score: ScoreTick, bars: int) -> tuple[ScoreTick, list[str]]:
-    """The first bars of a score by its own metres -> a score of what begins in them, and what became of the rest.
+class BarLines:
+    """The ticks of a score <-> its bars, counted from 1; of 4/4 until a time signature says otherwise.
 
-    A time signature begins a bar wherever it stands; before the first, bars are of 4/4.
+    A time signature begins a bar wherever it stands: one within a bar cuts that short.
+    """
+
+    def __init__(self, score: ScoreTick) -> None:
+        signatures = sorted(score.time_signatures, key=lambda s: s.time)
+        possible = [s for s in signatures if s.numerator > 0 and s.denominator > 0]
+        metres = {0: (4, 4)} | {max(0, s.time): (s.numerator, s.denominator) for s in possible}
+        self._starts, self._metres = list(metres), list(metres.values())
+        """Where each metre begins, and what it is."""
+        self._whole = 4 * score.ticks_per_quarter
+        self._bars = [1]
+        """The first bar of each metre."""
+        for i, following in enumerate(self._starts[1:]):
+            self._bars.append(self._bars[i] + self._count(i, following - 1) + 1)
+
+    def _count(self, i: int, tick: int) -> int:
+        """How many bars of the i-th metre are over at a tick."""
+        beats, unit = self._metres[i]
+        return (tick - self._starts[i]) * unit // (self._whole * beats)
+
+    def bar_at(self, tick: int) -> int:
+        i = max(0, bisect_right(self._starts, tick) - 1)
+        return self._bars[i] + max(0, self._count(i, tick))
+
+    def begin(self, bar: int) -> int:
+        """The first tick of a bar."""
+        i = bisect_right(self._bars, bar) - 1
+        beats, unit = self._metres[i]
+        return self._starts[i] - (self._bars[i] - bar) * self._whole * beats // unit  # rounded up
+
+    def metre(self, bar: int) -> tuple[int, int]:
+        """As (numerator, denominator)."""
+        return self._metres[bisect_right(self._bars, bar) - 1]
+
+    def beats_until(self, end: int) -> float:
+        """Beats of the metres that there are, to a tick."""
+        spans = zip(self._starts, [*self._starts[1:], end], self._metres, strict=True)
+        return sum((min(end, until) - start) * unit / self._whole for start, until, (_, unit) in spans if start < end)
+
+
+def cut(score: ScoreTick, bars: int) -> tuple[ScoreTick, list[str]]:
+    """The first bars of a score by its own bar lines -> a score of what begins in them, and what became of the rest.
 
     Raises:
         InputError: fewer bars than one, or none of them has a note.
@@ -296,13 +358,13 @@ def cut(score: ScoreTick, bars: int) -> tuple[ScoreTick, list[str]]:
     parts = [track.notes.numpy() for track in score.tracks if len(track.notes)]
     first = min(int(notes["time"].min()) for notes in parts)
     end = max(int((notes["time"] + notes["duration"]).max()) for notes in parts)
-    lines = _bar_lines(score, end)
-    if bars >= len(lines):
-        return score, [f"the prompt has {len(lines)} bars; all are used"] if bars > len(lines) else []
-    last = lines[bars - 1]
+    lines = BarLines(score)
+    there = lines.bar_at(end - 1)
+    if bars >= there:
+        return score, [f"the prompt has {there} bars; all are used"] if bars > there else []
+    last = lines.begin(bars + 1)
     if first >= last:
-        silent = sum(line <= first for line in lines)
-        raise InputError(f"the first {bars} bars of the prompt hold no notes: ask for at least {silent + 1}")
+        raise InputError(f"the first {bars} bars of the prompt hold no notes: ask for at least {lines.bar_at(first)}")
     copy = score.copy()
     shortened = 0
     for track in copy.tracks:
@@ -320,25 +382,10 @@ def cut(score: ScoreTick, bars: int) -> tuple[ScoreTick, list[str]]:
         events += [track.controls, track.pitch_bends, track.pedals, track.lyrics]
     for those in events:
         those.filter(lambda event: event.time < last, inplace=True)
-    remarks = [f"the first {bars} of {len(lines)} bars are used"]
+    remarks = [f"the first {bars} of {there} bars are used"]
     if shortened:
         remarks.append(f"{shortened} notes that ring over the last bar line shortened to it")
     return copy, remarks
-
-
-def _bar_lines(score: ScoreTick, end: int) -> list[int]:
-    """The ticks at which the bars that begin before `end` end."""
-    metres = {0: (4, 4)} | {s.time: (s.numerator, s.denominator) for s in score.time_signatures if s.time < end}
-    starts = sorted(metres)
-    lines: list[int] = []
-    for start, following in zip(starts, [*starts[1:], None], strict=True):
-        beats, unit = metres[start]
-        bar = 4 * score.ticks_per_quarter * beats / unit
-        count = math.ceil(((end if following is None else following) - start) / bar)
-        lines += [round(start + bar * i) for i in range(1, count + 1)]
-        if following is not None:
-            lines[-1] = following  # a metre that begins within a bar cuts it short
-    return lines
 
 
 def drop_impossible_metres(score: ScoreTick) -> int:

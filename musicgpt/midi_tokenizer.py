@@ -19,20 +19,22 @@ import json
 import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from symusic.core import NoteTickList, ScoreTick, TrackTickList
 
-from musicgpt import midi, render
+from musicgpt import midi, render, similarity
 from musicgpt.errors import InputError, TokenizerError
 from musicgpt.fidelity import LOSS_KINDS, Fidelity, counted
 from musicgpt.files import read_json, write_bytes, write_json
 from musicgpt.phrases import read_phrase
+from musicgpt.vetting import vetted_config, vetted_merges
 from musicgpt.windows import Windows
 
 if TYPE_CHECKING:
     import miditok
+    import tokenizers
 
 SCHEMES = {"remi": "REMI", "tsd": "TSD", "midilike": "MIDILike", "structured": "Structured"}
 """Our name -> miditok's class."""
@@ -74,6 +76,8 @@ class MidiTokenizer:
     suffixes: tuple[str, ...] = midi.SUFFIXES
     units: tuple[str, ...] = ("notes", "seconds")
     prints = False
+    compares = True
+    max_document_ids: int | None = 2**18  # the longest real piece we met, a string quartet by Grieg, has 251,700
     default_vocab_size: int | None = None
     loss_kinds = LOSS_KINDS
 
@@ -128,26 +132,42 @@ class MidiTokenizer:
             config.get("use_programs") and config.get("one_token_stream_for_programs")
         ):
             raise TokenizerError(f"{path} writes each track on its own; expected one stream with programs")
-        if "_model" in values:
-            try:
-                model = json.loads(values["_model"])["model"]["type"]
-            except (TypeError, ValueError, KeyError) as error:
-                raise TokenizerError(f"{path} holds a learned vocabulary that cannot be read") from error
-            if model != "BPE":
-                raise TokenizerError(
-                    f"{path} was trained as {model}, which is refused: "
-                    f"{REFUSED_MODELS.get(model, 'it is not known here')}; expected BPE"
-                )
-        special = config.get("special_tokens") or []
-        missing = [name for name in ("PAD", "BOS", "EOS") if f"{name}_None" not in special]
-        if missing:
-            raise TokenizerError(f"{path} has no token for {missing[0]}; expected PAD, BOS and EOS")
         import miditok
 
         try:
-            return cls(getattr(miditok, scheme)(params=path))
-        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-            raise TokenizerError(f"{path} cannot be loaded by miditok: {error}") from error
+            config = vetted_config(config, miditok.TokenizerConfig().to_dict(serialize=True), str(path))
+            special = config.get("special_tokens") or []
+            missing = [name for name in ("PAD", "BOS", "EOS") if f"{name}_None" not in special]
+            if missing:
+                raise TokenizerError(f"{path} has no token for {missing[0]}; expected PAD, BOS and EOS")
+            if scheme == "MIDILike" and 0 not in config.get("programs", [0]):
+                raise TokenizerError(f"{path} has no program 0, which notes are of before any program is named")
+            kept = {"tokenization": scheme, "config": config}
+            made = cls(_from_json(kept))
+            kinds = {token.split("_")[0] for token in made.wrapped.vocab if token not in special}
+            if not kinds.isdisjoint(token.split("_")[0] for token in special):
+                raise TokenizerError(f"{path} has special tokens that are spelled as tokens of music")
+            if values.get("_model") is None:
+                return made
+            learned = json.loads(values["_model"])
+            model = learned["model"]["type"]
+            if model in REFUSED_MODELS:
+                raise TokenizerError(
+                    f"{path} was trained as {model}, which is refused: {REFUSED_MODELS[model]}; expected BPE"
+                )
+            base = values["_vocab_base"]
+            merges = vetted_merges(learned, str(path))
+            if (
+                base.keys() != made.wrapped.vocab.keys()
+                or set(base.values()) != set(range(len(base)))
+                or any(merges.token_to_id(chr(id + CHR_ID_START)) != id for id in base.values())
+            ):
+                raise TokenizerError(f"{path} holds another vocabulary than its config describes")
+            return cls(_from_json(kept, base, merges))
+        except TokenizerError:
+            raise
+        except Exception as error:  # miditok raises nearly anything on a field that it does not expect
+            raise TokenizerError(f"{path} cannot be loaded by miditok: {type(error).__name__}: {error}") from error
 
     def _index(self) -> None:
         """What the vocabulary is needed for over and over, by id."""
@@ -320,6 +340,9 @@ class MidiTokenizer:
     def fingerprint(self, document: ScoreTick) -> str:
         return midi.fingerprint(document)
 
+    def likeness(self, document: ScoreTick) -> list[str]:
+        return similarity.likeness(document)
+
     def measure(self, document: ScoreTick) -> dict[str, float]:
         return {"notes": float(document.note_num()), "seconds": midi.seconds(document)}
 
@@ -338,14 +361,7 @@ class MidiTokenizer:
         model = Tokenizer(models.BPE(vocab=characters, merges=[]))  # a bar is a word: no merge crosses a bar line
         trainer = trainers.BpeTrainer(vocab_size=vocab_size, initial_alphabet=list(characters), show_progress=False)
         model.train_from_iterator((self._spelled_bars(document) for document in documents), trainer)
-        values = self.wrapped.to_dict() | {
-            "_vocab_base": self.wrapped.vocab,
-            "_model": model.to_str(),  # miditok takes the keys in order, and needs the model before the last
-            "_vocab_base_byte_to_token": {chr(id + CHR_ID_START): token for token, id in self.wrapped.vocab.items()},
-        }
-        with tempfile.TemporaryDirectory(prefix="musicgpt-") as folder:  # miditok reads a vocabulary from files only
-            write_json(Path(folder) / "tokenizer.json", values)
-            self.wrapped = type(self.wrapped)(params=Path(folder) / "tokenizer.json")
+        self.wrapped = _from_json(self.wrapped.to_dict(), self.wrapped.vocab, model)
         self._index()
 
     def _spelled_bars(self, document: ScoreTick) -> list[str]:
@@ -376,6 +392,23 @@ class MidiTokenizer:
                 "note": "load with musicgpt.tokenizer.load_tokenizer; transformers' AutoTokenizer cannot read it",
             },
         )
+
+
+def _from_json(
+    values: dict[str, Any], base: dict[str, int] | None = None, merges: tokenizers.Tokenizer | None = None
+) -> miditok.MusicTokenizer:
+    """What `to_dict` of miditok gave, and a vocabulary of merges on the ids of the base tokens -> a tokenizer."""
+    import miditok
+
+    if base is not None and merges is not None:
+        values = values | {
+            "_vocab_base": base,
+            "_model": merges.to_str(),  # miditok takes the keys in order, and needs the model before the last
+            "_vocab_base_byte_to_token": {chr(id + CHR_ID_START): token for token, id in base.items()},
+        }
+    with tempfile.TemporaryDirectory(prefix="musicgpt-") as folder:  # miditok reads from files only
+        write_json(Path(folder) / "tokenizer.json", values)
+        return getattr(miditok, values["tokenization"])(params=Path(folder) / "tokenizer.json")
 
 
 def _why_refused(name: str) -> str:

@@ -203,21 +203,8 @@ class GPT(nn.Module):
         self.drop = nn.Dropout(config.embd_pdrop)
         self.h = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.ln_f = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
-        self.initialise()
-
-    @torch.no_grad()
-    def initialise(self) -> None:
-        """Normal weights, zero biases; what feeds the residual stream is scaled by 1 / sqrt(2 n_layer)."""
-        std = self.config.initializer_range
         for name, weight in self.named_parameters():
-            if ".ln_" in name or name.startswith("ln_"):
-                weight.fill_(0.0 if name.endswith("bias") else 1.0)
-            elif name.endswith("bias"):
-                weight.zero_()
-            elif name.endswith("c_proj.weight"):
-                weight.normal_(0.0, std / math.sqrt(2 * self.config.n_layer))
-            else:
-                weight.normal_(0.0, std)
+            initialise(config, name, weight)
 
     def hidden(self, ids: Tensor, cache: KVCache | None = None) -> Tensor:
         """(B, T) ids -> (B, T, C) states after the final layer norm; advances the cache.
@@ -267,6 +254,17 @@ class GPT(nn.Module):
 def _summed_loss(x: Tensor, head: Tensor, targets: Tensor) -> Tensor:
     logits = F.linear(x, head).float()
     return F.cross_entropy(logits, targets, ignore_index=-100, reduction="sum")
+
+
+@torch.no_grad()
+def initialise(config: GPTConfig, name: str, weight: Tensor) -> Tensor:
+    """Fill one new weight: normal, biases zero; what feeds the residual stream is scaled by 1 / sqrt(2 n_layer)."""
+    if ".ln_" in name or name.startswith("ln_"):
+        return weight.fill_(0.0 if name.endswith("bias") else 1.0)
+    if name.endswith("bias"):
+        return weight.zero_()
+    depth = 2 * config.n_layer if name.endswith("c_proj.weight") else 1
+    return weight.normal_(0.0, config.initializer_range / math.sqrt(depth))
 
 
 def empty(config: GPTConfig) -> GPT:

@@ -35,6 +35,11 @@ _ABC = _shipped()
 PHRASES: dict[str, str] = {name: _title(abc) for name, abc in _ABC.items()}
 """The phrases that come with the package: name -> what it is, in a line."""
 
+EXPECTED = (
+    "this model continues a file of music, notes in ABC with a header or a bar line such as 'K:D DEFG ABcd|', "
+    f"or one of the phrases {', '.join(PHRASES)}"
+)
+
 
 def read_phrase(text: str) -> tuple[ScoreTick, list[str]]:
     """A phrase's name, a path, or ABC -> a score with at least one note, and remarks.
@@ -45,22 +50,21 @@ def read_phrase(text: str) -> tuple[ScoreTick, list[str]]:
         InputError: none of these, or no music in it.
     """
     if not text.strip():
-        raise InputError(f"the prompt is empty; expected a file of music, notes in ABC, or one of {', '.join(_ABC)}")
+        raise InputError(f"the prompt is empty; {EXPECTED}")
     if text in _ABC:
         (score,) = midi.read_abc(_ABC[text], f"the phrase {text}")
         return score, []
     if _is_file(text):
         scores, remarks = midi.read_scores(Path(text))
-    elif _is_abc(text):
+    elif _split(text)[0] or "|" in text:
+        if fault := _fault(text):
+            raise InputError(f"the prompt is no ABC: {fault}; {EXPECTED}")
         written, remarks = _complete(text)
         scores = midi.read_abc(written, "the ABC given as prompt", remarks)
         scores, remarks = midi.usable(scores, "the ABC given as prompt", remarks)
     else:
         shown = text if len(text) <= 60 else text[:57] + "…"
-        raise InputError(
-            f"there is no file {shown!r}; this model continues a file of music, notes in ABC such as "
-            f"'K:D DEFG ABcd|', or one of the phrases {', '.join(PHRASES)}"
-        )
+        raise InputError(f"there is no file {shown!r}; {EXPECTED}")
     if len(scores) > 1:
         remarks = [*remarks, f"the first of {len(scores)} pieces is the prompt"]
     return scores[0], remarks
@@ -88,15 +92,15 @@ DECORATED = re.compile(r'"[^"]*"|![^!\s]*!|\[[A-Za-z]:[^\]]*\]|%.*', re.MULTILIN
 NOTES = re.compile(r"[A-Ga-gxzyZXTuvHLMOPRSJw0-9/,'^_=|\[\]:(){}<>.~$&*+\\\s-]*")
 
 
-def _is_abc(text: str) -> bool:
-    """Whether it has a header or a bar line, and what is not header is notes."""
+def _fault(text: str) -> str:
+    """What keeps a text from being read as ABC; "" where what is no header is notes."""
     if len(text) > MAX_ABC or "\0" in text:
-        return False
-    head, _, body = _split(text)
-    if not head and "|" not in text:
-        return False
+        return f"expected at most {MAX_ABC:,} characters, all of text: a longer tune comes from a file"
+    _, _, body = _split(text)
     notes = DECORATED.sub("", "\n".join(line for line in body if not HEADER.match(line)))
-    return NOTES.fullmatch(notes) is not None and re.search(r"[A-Ga-g]", notes) is not None
+    if foreign := [word for word in notes.split() if not NOTES.fullmatch(word)]:
+        return f"{foreign[0][:20]!r} is neither notes nor a header that stands before them"
+    return "" if re.search(r"[A-Ga-g]", notes) else "there is no note in it"
 
 
 def _split(text: str) -> tuple[dict[str, str], list[str], list[str]]:

@@ -1,80 +1,58 @@
 """A corpus -> shards: read, drop duplicates, split, learn a vocabulary, encode. Knows documents and ids only.
 
-Two passes over the files. The first reads each one and keeps a hash and a few numbers of every document; then the
-splits are known, and a vocabulary is learned on a sample of the training documents. The second encodes. Both run
-over processes; what is written does not depend on how many.
+Two passes over the files. The first reads each one and keeps the hash of every document; then the splits are known,
+and a vocabulary is learned on a sample of the training documents. The second encodes. Both run over any executor of
+concurrent.futures, in processes that are watched (isolation.py); what is written does not depend on how many.
+
+What is known stands in a journal beside `out`, with the ids written so far. A `prepare` that was killed goes on from
+there, if it is asked for the same of the same files; asked for another thing, it begins anew.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import multiprocessing
 import os
+import pickle
+import shutil
+import sqlite3
 import tempfile
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Executor, Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack, nullcontext, suppress
-from dataclasses import dataclass, field
-from functools import lru_cache, partial
-from itertools import chain
+import time
+from collections import Counter
+from collections.abc import Iterator, Set
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO
 
 import numpy as np
 
-from musicgpt.checkpoint import resolve_checkpoint
 from musicgpt.config import PrepareConfig, Progress, Report, no_progress
-from musicgpt.corpus import assign_splits, digest, file_name, find_files
+from musicgpt.corpus import file_name, find_files, split_of, survey
 from musicgpt.errors import CheckpointError, InputError, MusicGPTError, ShardsError, TokenizerError, UsageError
-from musicgpt.files import directory_in_place, write_json
-from musicgpt.shards import FORMAT, MANIFEST, SPLITS, Shards, ShardWriter, is_shards
+from musicgpt.files import locked, put_in_place, read_json, write_json
+from musicgpt.isolation import Failure, Limits, Pool
+from musicgpt.journal import Document, Journal
+from musicgpt.passes import Encoded, Found, Job, Rules, encode, sample, scan
+from musicgpt.shards import FORMAT, MANIFEST, PARTS, SPLITS, IndexWriter, Shards, checksums, ids_dtype, is_shards
 from musicgpt.tokenizer import Tokenizer, default_name, load_tokenizer, new_tokenizer
 
 SAMPLE_IDS = 2_000_000
 """A vocabulary is learned on whole training documents that together hold about this many ids before merging."""
 
-TRAIN_SHARE = 0.9
-"""Where there are too few documents to hold one out, the beginning of each is for training."""
+FILES_WORTH_A_PROCESS = 64
+"""Starting a process costs some seconds of imports."""
 
-FILES_PER_TASK = 16
-BLOCKS_AHEAD = 32
-TASKS_WORTH_PROCESSES = 8
-"""Starting a process costs some seconds of imports: fewer tasks than this run in the one we are in."""
+FILES = {"ledger.jsonl", "tokenizer.json", "tokenizer_config.json", MANIFEST} | {
+    f"{split}.{part}" for split in SPLITS for part in PARTS
+}
+"""All that is ever written into shards, so that nothing else is replaced by them."""
 
-A = TypeVar("A")
-B = TypeVar("B")
+COMMIT_SECONDS = 1.0
+"""So much work is done again after a kill, with what was under way."""
 
-
-@dataclass(frozen=True)
-class Found:
-    """What the first pass learns of one file: why it is refused, or the hash of each of its documents."""
-
-    refusal: str | None = None
-    remarks: list[str] = field(default_factory=list)
-    fingerprints: list[str] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class Job:
-    """What the second pass is asked of one file: which of its documents, and the split of each."""
-
-    path: Path
-    wanted: list[tuple[int, str]]
-    within: bool
-    variants: int
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """What the second pass makes of one document: its variants by split, its size, and what did not fit."""
-
-    sequences: dict[str, list[np.ndarray]] = field(default_factory=dict)
-    measure: dict[str, float] = field(default_factory=dict)
-    losses: dict[str, int] = field(default_factory=dict)
-    refusal: str | None = None
+CONNECT_SECONDS = 10
 
 
 def prepare(
@@ -82,147 +60,325 @@ def prepare(
     out: Path,
     config: PrepareConfig,
     *,
+    tokenizer: Tokenizer[Any] | None = None,
+    executor: Executor | None = None,
+    replace: bool = True,
     report: Report,
     progress: Progress = no_progress,
 ) -> Shards:
     """Write shards, ledger and tokenizer into `out`, or find that they are there and still right.
 
+    A `tokenizer` goes before the one that `config` names; its class is importable where the work is done. An
+    `executor` takes the place of local processes; each of its workers sees the corpus at the same path, and
+    `config.workers` says how many there are.
+
     Raises:
-        InputError: nothing in the corpus can be used, or `out` cannot be written.
+        UsageError: what is in `out` is something else, and not to be replaced.
+        InputError: nothing in the corpus can be used, or `out` cannot be written or is being written by another.
         TokenizerError: a tokenizer that is unknown or refused.
     """
-    if out.resolve().is_relative_to(corpus.resolve()) and corpus.is_dir():
+    if corpus.is_dir() and out.resolve().is_relative_to(corpus.resolve()):
         raise UsageError(f"{out} is inside the corpus {corpus}, which it would become part of; choose another --out")
-    files = find_files(corpus)
-    if not files:
+    out = out if out.name.strip(".") else out.resolve()  # which has a name, for what stands beside it
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out} is a file; expected a folder, or nothing yet")
+    found = survey(corpus)
+    if not found.count:
         raise InputError(f"{corpus} holds no files; expected music in it")
-    tokenizer, vocab_size = make_tokenizer(config, files)
-    source = _source(corpus, files, config, tokenizer, vocab_size)
-    if _made_from(out, source):
+    tokenizer, vocab_size = make_tokenizer(config, found.suffixes, tokenizer)
+    if config.dedupe == "transposed" and not tokenizer.compares:
+        raise UsageError("--dedupe transposed compares music; of text only exact copies are known: leave it out")
+    max_ids = config.max_document_ids or tokenizer.max_document_ids
+    source = {
+        "files": found.digest,
+        "tokenizer": _identity(tokenizer),
+        "vocab_size": vocab_size,
+        "transpositions": config.transpositions,
+        "dedupe": config.dedupe,
+        "max_document_ids": max_ids,
+        "file_timeout": config.file_timeout,
+        "file_memory": config.file_memory,
+    }
+    folder = out.with_name(f".{out.name}.musicgpt-prepare")
+    if (shards := _made_from(out, source)) is not None:
+        if folder.exists():  # the last one died just before it removed it
+            with locked(out):
+                shutil.rmtree(folder)
         report(f"{out} was prepared before and nothing has changed")
-        return Shards(out)
-    with ExitStack() as stack:
-        basic = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="musicgpt-")))
-        beside = stack.enter_context(directory_in_place(out))
-        executor = stack.enter_context(_executor(len(files), config.workers))
-        tokenizer.save(basic)
-        scanned = _map(executor, partial(_scan, basic, _identity(tokenizer)), files)
-        found = list(progress(scanned, len(files), "reading"))
-        first = _first_of_each(found)
-        if not first:
-            raise InputError(_nothing_usable(corpus, files, found))
-        splits = assign_splits(list(first))
-        within = len(first) < 3
-        if within:
-            report(f"too few documents ({len(first)}) to hold one out: the last tenth of each is for validation")
-        jobs = []
-        for n, (path, one) in enumerate(zip(files, found, strict=True)):
-            wanted = [(i, splits[value]) for i, value in enumerate(one.fingerprints) if first[value] == (n, i)]
-            jobs.append(Job(path, wanted, within, config.transpositions))
-        if vocab_size is not None:
-            tokenizer.learn(_sample(tokenizer, jobs), vocab_size)
-            report(
-                f"learned a vocabulary of {tokenizer.vocab_size:,} ids, on whole training documents of about "
-                f"{SAMPLE_IDS:,} ids at most"
-            )
-        tokenizer.save(beside)
-        encoded = _map(executor, partial(_encode, beside, _identity(tokenizer)), jobs)
-        names = [file_name(path, corpus) for path in files]
-        originals = {value: names[n] for value, (n, _) in first.items()}
-        totals = _write(
-            beside, tokenizer, zip(names, found, progress(encoded, len(files), "encoding"), strict=True), originals
-        )
+        return shards
+    there = {path.name for path in out.iterdir()} if out.is_dir() else set()
+    if strange := sorted(there - FILES):
+        raise UsageError(f"{out} holds {strange[0]}, which is no part of shards; choose another --out")
+    if there and not replace:
+        raise UsageError(f"{out} holds other shards; choose another --out, or replace them with --force")
+    with locked(out), _stopped(out), ExitStack() as stack:
+        shards_folder = folder / "shards"
+        pool = stack.enter_context(_pool(executor, config, found.count))
+        journal = stack.enter_context(_opened(folder, source, corpus, report))
+        work = Preparation(corpus.absolute(), shards_folder, journal, pool, report, progress)
+        try:
+            work.read(tokenizer, alike=config.dedupe == "transposed")
+            rules = Rules(config.transpositions, max_ids, within=work.split())
+            if vocab_size is not None:
+                tokenizer = work.learn(tokenizer, rules, vocab_size)
+            work.encode(tokenizer, rules)
+        except MusicGPTError as error:
+            if error.__cause__ is None:  # nor the disk, nor a process that did not start: the same would end the same
+                stack.close()
+                shutil.rmtree(folder)
+            raise
+        splits = work.write_index(tokenizer)
         manifest = {
             "format": FORMAT,
             "vocab_size": tokenizer.vocab_size,
             "bos_id": tokenizer.bos_id,
             "eos_id": tokenizer.eos_id,
-            "split_within_documents": within,
-            "splits": totals,
+            "split_within_documents": rules.within,
+            "splits": splits,
             "source": source,
+            "checksums": checksums(shards_folder),
         }
-        write_json(beside / MANIFEST, manifest)
+        if not any(total["ids"] for total in splits.values()):
+            stack.close()
+            shutil.rmtree(folder)
+            raise InputError(f"no document of {corpus} could be encoded within --max-document-ids {max_ids}")
+        tokenizer.save(shards_folder)
+        write_json(shards_folder / MANIFEST, manifest)
+        put_in_place(shards_folder, out)
+        stack.close()
+        shutil.rmtree(folder)
     for text in _summary(out / "ledger.jsonl", manifest):
         report(text)
     return Shards(out)
 
 
-def _write(
-    directory: Path,
-    tokenizer: Tokenizer[Any],
-    results: Iterable[tuple[str, Found, list[Encoded]]],
-    originals: dict[str, str],
-) -> dict[str, dict[str, float]]:
-    """Ledger and ids, file by file; gives what each split holds."""
-    totals = {
-        split: Counter(dict.fromkeys(("documents", "sequences", "ids", "ids_of_originals", *tokenizer.units), 0.0))
-        for split in SPLITS
-    }
-    with ExitStack() as stack:
-        # a name that is not UTF-8 is written with escapes
-        ledger = stack.enter_context(open(directory / "ledger.jsonl", "w", encoding="utf-8", errors="backslashreplace"))
-        writers = {s: stack.enter_context(ShardWriter(directory, s, tokenizer.vocab_size)) for s in SPLITS}
-        for name, found, documents in results:
-            ledger.write(
-                json.dumps(_ledger_line(name, found, documents, tokenizer, originals), ensure_ascii=False) + "\n"
+class Preparation:
+    """The steps, in their order. Each does what is left of it, so that all are simply run again after a kill."""
+
+    def __init__(
+        self, corpus: Path, folder: Path, journal: Journal, pool: Pool, report: Report, progress: Progress
+    ) -> None:
+        self.corpus, self.folder, self.journal, self.pool = corpus, folder, journal, pool
+        self.report, self.progress = report, progress
+        self._committed = time.monotonic()
+
+    def read(self, tokenizer: Tokenizer[Any], *, alike: bool) -> None:
+        """Keep of each file why it is refused, or the fingerprints and keys of its documents."""
+        jobs = (Job(file, self._path(name)) for file, name in self.journal.unread())
+        results = self.pool.map(partial(scan, tokenizer, alike), jobs)
+        for job, parts in self.progress(results, self.journal.count_unread(), "reading"):
+            if isinstance(parts, Failure):
+                parts = [Found(parts.reason)]
+            self.journal.record_found(job.file, parts[0], parts[1:])
+            self._commit()
+        self._commit(now=True)
+
+    def split(self) -> bool:
+        """Find duplicates and give the others a split; whether each has to be split inside.
+
+        Raises:
+            InputError: there is no document at all.
+        """
+        pieces = self.journal.fact("pieces")
+        if pieces is None:
+            pieces = self.journal.group()
+            self.journal.assign_splits(split_of)
+            self.journal.note("pieces", pieces)
+            self._commit(now=True)
+        if not pieces:
+            first = self.journal.first_refusal()
+            raise InputError(
+                f"none of the {self.journal.count_files()} files in {self.corpus} can be used; the first: {first}"
             )
-            for document in documents:
-                for split, sequences in document.sequences.items():
-                    writers[split].add(sequences)
-                    whole = sum(len(variants[0]) for variants in document.sequences.values())
-                    share = len(sequences[0]) / whole  # below 1 where the document is split inside
-                    totals[split].update({unit: amount * share for unit, amount in document.measure.items()})
-                    totals[split].update(
-                        documents=1,
-                        sequences=len(sequences),
-                        ids=sum(map(len, sequences)),
-                        ids_of_originals=len(sequences[0]),
-                    )
-    return {split: {key: _tidy(value) for key, value in total.items()} for split, total in totals.items()}
+        if pieces < 3:
+            self.report(f"too few documents ({pieces}) to hold one out: the last tenth of each is for validation")
+        return bool(pieces < 3)
+
+    def learn(self, tokenizer: Tokenizer[Any], rules: Rules, vocab_size: int) -> Tokenizer[Any]:
+        """A copy of the tokenizer that has learned a vocabulary of merges."""
+        if self.journal.fact("learned"):
+            return type(tokenizer).load(self.folder)
+        learned: Tokenizer[Any] = pickle.loads(pickle.dumps(tokenizer))
+        learned.learn(self._sample(tokenizer, rules), vocab_size)
+        learned.save(self.folder)
+        self.journal.note("learned", True)
+        self._commit(now=True)
+        self.report(
+            f"learned a vocabulary of {learned.vocab_size:,} ids, on whole training documents of about "
+            f"{SAMPLE_IDS:,} ids at most"
+        )
+        return learned
+
+    def _sample(self, tokenizer: Tokenizer[Any], rules: Rules) -> Iterator[Any]:
+        """Training documents in an order of their own, each in one of its variants, until `SAMPLE_IDS` are reached."""
+        jobs = (Job(file, self._path(name), wanted) for file, name, wanted in self.journal.shuffled())
+        total = 0
+        for job, parts in self.pool.map(partial(sample, tokenizer, rules, SAMPLE_IDS), jobs, ordered=True):
+            if isinstance(parts, Failure):  # which it was not when it was read
+                self.report(f"the vocabulary is learned without {job.path}, which {parts.reason}")
+                continue
+            for document, count in parts:
+                total += count
+                yield document
+            if total >= SAMPLE_IDS:
+                return
+
+    def encode(self, tokenizer: Tokenizer[Any], rules: Rules) -> None:
+        """Append the ids of each document to the file of its split, in the order of the documents."""
+        with ExitStack() as stack:
+            files = self._open_ids(tokenizer, stack)
+            jobs = (Job(file, self._path(name), wanted) for file, name, wanted in self.journal.unencoded())
+            results = self.pool.map(partial(encode, tokenizer, rules), jobs, ordered=True)
+            for job, parts in self.progress(results, self.journal.count_unencoded(), "encoding"):
+                if isinstance(parts, Failure):
+                    parts = [Encoded.refused(parts.reason)] * len(job.wanted)
+                for (place, _), document in zip(job.wanted, parts, strict=True):
+                    for split, sequences in document.sequences.items():
+                        files[split].writelines(sequences)
+                    self.journal.record_outcome(job.file, place, document.outcome)
+                self._commit(*files.values())
+            self._commit(*files.values(), now=True)
+
+    def _open_ids(self, tokenizer: Tokenizer[Any], stack: ExitStack) -> dict[str, BinaryIO]:
+        """The files of ids, each as long as the journal knows it: what was written after its last commit is cut off."""
+        paths = {split: self.folder / f"{split}.ids" for split in SPLITS}
+        files: dict[str, BinaryIO] = {split: stack.enter_context(path.open("ab")) for split, path in paths.items()}
+        lengths = Counter(dict.fromkeys(SPLITS, 0))
+        for outcome in self.journal.outcomes():
+            lengths.update({split: sum(counts) for split, counts in outcome.lengths.items()})
+        sizes = {split: n * np.dtype(ids_dtype(tokenizer.vocab_size)).itemsize for split, n in lengths.items()}
+        if any(file.tell() < sizes[split] for split, file in files.items()):  # it was tampered with
+            self.journal.forget_outcomes()
+            sizes = dict.fromkeys(SPLITS, 0)
+        for split, file in files.items():
+            file.truncate(sizes[split])
+        return files
+
+    def write_index(self, tokenizer: Tokenizer[Any]) -> dict[str, dict[str, float]]:
+        """The ledger, and where in the ids each document is; gives what each split holds."""
+        keys = ("documents", "sequences", "ids", "ids_of_originals", *tokenizer.units)
+        totals = {split: Counter(dict.fromkeys(keys, 0.0)) for split in SPLITS}
+        with ExitStack() as stack:
+            # a name that is not UTF-8 is written with escapes
+            ledger = stack.enter_context(
+                open(self.folder / "ledger.jsonl", "w", encoding="utf-8", errors="backslashreplace")
+            )
+            writers = {split: stack.enter_context(IndexWriter(self.folder, split)) for split in SPLITS}
+            for name, found, documents in self.journal.ledger():
+                line = _ledger_line(os.fsdecode(name), found, documents, tokenizer)
+                ledger.write(json.dumps(line, ensure_ascii=False) + "\n")
+                for outcome in (document.outcome for document in documents if document.outcome):
+                    whole = sum(lengths[0] for lengths in outcome.lengths.values())
+                    for split, lengths in outcome.lengths.items():
+                        writers[split].add(lengths)
+                        share = lengths[0] / whole  # below 1 where the document is split inside
+                        totals[split].update({unit: amount * share for unit, amount in outcome.measure.items()})
+                        totals[split].update(
+                            documents=1, sequences=len(lengths), ids=sum(lengths), ids_of_originals=lengths[0]
+                        )
+        return {split: {key: _tidy(value) for key, value in total.items()} for split, total in totals.items()}
+
+    def _path(self, name: bytes) -> Path:
+        return self.corpus if self.corpus.is_file() else self.corpus / os.fsdecode(name)
+
+    def _commit(self, *files: BinaryIO, now: bool = False) -> None:
+        """Make what was done outlive us, `files` first; not more often than pays."""
+        if now or time.monotonic() - self._committed >= COMMIT_SECONDS:
+            for file in files:
+                file.flush()
+                os.fsync(file.fileno())
+            self.journal.commit()
+            self._committed = time.monotonic()
 
 
-def _tidy(value: float) -> float:
-    return int(value) if value == int(value) else round(value, 3)
+@contextmanager
+def _opened(folder: Path, source: dict[str, Any], corpus: Path, report: Report) -> Iterator[Journal]:
+    """The journal in `folder`, if it is of the same source; else a new one of all files."""
+    asked = source | {"format": FORMAT}
+    with ExitStack() as stack:
+        try:
+            journal = stack.enter_context(Journal(folder / "journal.sqlite"))
+            begun = journal.fact("source") == asked
+        except sqlite3.OperationalError as error:
+            if folder.exists():  # the disk or another process, nothing that a new one would mend
+                raise InputError(f"cannot go on with {folder}: {error}") from error
+            begun = False
+        except sqlite3.DatabaseError:  # no journal, or none of ours
+            begun = False
+        if begun:
+            unread, files = journal.count_unread(), journal.count_files()
+            report(f"going on with what was begun before: {unread:,} of {files:,} files to read")
+        else:
+            stack.close()
+            shutil.rmtree(folder, ignore_errors=True)
+            (folder / "shards").mkdir(parents=True)
+            journal = stack.enter_context(Journal(folder / "journal.sqlite"))
+            journal.begin(asked, (os.fsencode(file_name(path, corpus)) for path in find_files(corpus)))
+        yield journal
 
 
-def is_current(corpus: Path, out: Path, config: PrepareConfig) -> bool:
-    """Whether `out` holds just what `prepare` would write there."""
-    files = find_files(corpus)
-    return _made_from(out, _source(corpus, files, config, *make_tokenizer(config, files)))
+@contextmanager
+def _pool(given: Executor | None, config: PrepareConfig, files: int) -> Iterator[Pool]:
+    """The executor that was given, a Dask scheduler's, or threads that each watch a process of their own."""
+    limits = Limits(config.file_timeout, config.file_memory)
+    workers = config.workers or os.cpu_count() or 1
+    if given is not None:
+        yield Pool(given, workers, limits)
+    elif config.scheduler is not None:
+        try:
+            from distributed import Client
+        except ImportError as error:
+            raise UsageError("--scheduler needs Dask: pip install 'musicgpt-midi[cluster]'") from error
+        try:
+            client: Any = Client(config.scheduler, timeout=CONNECT_SECONDS)  # type: ignore[no-untyped-call]
+        except (OSError, ValueError) as error:
+            raise UsageError(f"--scheduler {config.scheduler}: no scheduler answers there ({error})") from error
+        with client:
+            workers = sum(client.nthreads().values())
+            if not workers:
+                raise UsageError(f"--scheduler {config.scheduler} has no workers; start some with dask worker")
+            yield Pool(client.get_executor(pure=False), workers, limits)
+    else:
+        workers = min(workers, 1 + files // FILES_WORTH_A_PROCESS)
+        threads = ThreadPoolExecutor(workers)
+        try:
+            yield Pool(threads, workers, limits)
+        finally:
+            threads.shutdown(cancel_futures=True)
 
 
-def _source(
-    corpus: Path, files: Sequence[Path], config: PrepareConfig, tokenizer: Tokenizer[Any], vocab_size: int | None
-) -> dict[str, Any]:
-    """All that decides what the shards are, as it stands in their manifest."""
-    return {
-        "files": digest(files, corpus),
-        "tokenizer": _identity(tokenizer),
-        "vocab_size": vocab_size,
-        "transpositions": config.transpositions,
-    }
-
-
-def _made_from(out: Path, source: dict[str, Any]) -> bool:
-    if not is_shards(out):
-        return False
+@contextmanager
+def _stopped(out: Path) -> Iterator[None]:
+    """What the disk, the network or the system refuses is the user's to mend; what was done so far stays."""
     try:
-        shards = Shards(out)
-    except ShardsError:
-        return False
-    return bool(shards.manifest["source"] == source) and shards.whole()
+        yield
+    except (OSError, sqlite3.OperationalError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"cannot write {out}: {reason}; mend that, and the same command goes on from there") from error
 
 
-def make_tokenizer(config: PrepareConfig, files: Sequence[Path]) -> tuple[Tokenizer[Any], int | None]:
-    """A tokenizer by name or out of a directory, and how many ids it has to learn, if any.
+def _made_from(out: Path, source: dict[str, Any]) -> Shards | None:
+    """The shards that are there, if they are whole and of this source."""
+    with suppress(ShardsError):
+        if is_shards(out) and read_json(out / MANIFEST)["source"] == source:
+            return Shards(out)
+    return None
+
+
+def make_tokenizer(
+    config: PrepareConfig, suffixes: Set[str], given: Tokenizer[Any] | None = None
+) -> tuple[Tokenizer[Any], int | None]:
+    """The one given, or a tokenizer by name or out of a directory; and how many ids it has to learn, if any.
 
     Raises:
         TokenizerError: unknown or refused, or a vocabulary asked for that is not the directory's.
     """
-    name = config.tokenizer or default_name(files, config.kind)
-    if not Path(name).is_dir():
-        tokenizer = new_tokenizer(name)
+    name = config.tokenizer or default_name(suffixes, config.kind)
+    if given is not None or not Path(name).is_dir():
+        tokenizer = given or new_tokenizer(name)
         return tokenizer, config.vocab_size or tokenizer.default_vocab_size
+    from musicgpt.checkpoint import resolve_checkpoint  # which brings torch
+
     directory = Path(name)
     with suppress(CheckpointError):  # a run means its best checkpoint
         directory = resolve_checkpoint(directory)
@@ -236,143 +392,42 @@ def make_tokenizer(config: PrepareConfig, files: Sequence[Path]) -> tuple[Tokeni
 
 
 def _identity(tokenizer: Tokenizer[Any]) -> str:
+    """What tells a tokenizer from any that reads or writes otherwise: its class and what it saves."""
+    kind = type(tokenizer)
     with tempfile.TemporaryDirectory(prefix="musicgpt-") as folder:
         tokenizer.save(Path(folder))
-        return hashlib.sha256((Path(folder) / "tokenizer.json").read_bytes()).hexdigest()
+        saved = (Path(folder) / "tokenizer.json").read_bytes()
+    return hashlib.sha256(f"{kind.__module__}.{kind.__qualname__}\0".encode() + saved).hexdigest()
 
 
-def _executor(n_files: int, workers: int | None) -> Any:
-    """Local processes, or None for the one we are in. Spawned: a fork of a process with threads may hang."""
-    workers = workers or os.cpu_count() or 1
-    if workers == 1 or n_files < FILES_PER_TASK * TASKS_WORTH_PROCESSES:
-        return nullcontext()
-    return ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
-
-
-def _map(executor: Executor | None, function: Callable[[list[A]], list[B]], items: Sequence[A]) -> Iterator[B]:
-    """Apply `function` to the items in blocks; the results come in the order of the items."""
-    blocks = (list(items[i : i + FILES_PER_TASK]) for i in range(0, len(items), FILES_PER_TASK))
-    if executor is None:
-        yield from chain.from_iterable(map(function, blocks))
-        return
-    waiting: deque[Future[list[B]]] = deque()  # so many blocks ahead, and no more in memory
-    try:
-        for block in blocks:
-            waiting.append(executor.submit(function, block))
-            if len(waiting) >= BLOCKS_AHEAD:
-                yield from waiting.popleft().result()
-        while waiting:
-            yield from waiting.popleft().result()
-    except BrokenProcessPool as error:
-        raise InputError(
-            "a process that reads the corpus died, on a file that breaks a parser or for lack of memory; "
-            "--workers 1 shows which"
-        ) from error
-
-
-@lru_cache(maxsize=2)
-def _tokenizer_in(directory: Path, identity: str) -> Tokenizer[Any]:
-    """A worker meets the same tokenizer in every task; the identity tells apart two that had one place in turn."""
-    return load_tokenizer(directory)
-
-
-def _scan(directory: Path, identity: str, files: list[Path]) -> list[Found]:
-    tokenizer = _tokenizer_in(directory, identity)
-    found = []
-    for path in files:
-        try:
-            documents, remarks = tokenizer.read(path)
-        except MusicGPTError as error:
-            found.append(Found(refusal=str(error).replace(str(path), path.name)))
-        else:
-            found.append(Found(None, remarks, [tokenizer.fingerprint(document) for document in documents]))
-    return found
-
-
-def _encode(directory: Path, identity: str, jobs: list[Job]) -> list[list[Encoded]]:
-    tokenizer = _tokenizer_in(directory, identity)
-    return [[_encode_document(tokenizer, d, split, job) for d, split in _documents(tokenizer, job)] for job in jobs]
-
-
-def _documents(tokenizer: Tokenizer[Any], job: Job) -> list[tuple[Any, str]]:
-    if not job.wanted:
-        return []
-    documents, _ = tokenizer.read(job.path)
-    return [(documents[i], split) for i, split in job.wanted]
-
-
-def _encode_document(tokenizer: Tokenizer[Any], document: Any, split: str, job: Job) -> Encoded:
-    bos, eos = [tokenizer.bos_id], [tokenizer.eos_id]
-    end = [] if bos == eos else eos  # where they are one id, the next document's BOS is the end of this one
-    variants = tokenizer.variants(document, job.variants) if split == "train" or job.within else [document]
-    try:
-        encoded = [tokenizer.encode(variant) for variant in variants]
-    except MusicGPTError as error:
-        return Encoded(refusal=str(error))
-    if job.within:
-        cuts = [int(len(ids) * TRAIN_SHARE) for ids in encoded]
-        lists = {
-            "train": [bos + ids[:cut] for ids, cut in zip(encoded, cuts, strict=True)],
-            "val": [bos + encoded[0][cuts[0] :] + end],
-        }
-    else:
-        lists = {split: [bos + ids + end for ids in encoded]}
-    sequences = {name: [np.array(ids, dtype=np.uint32) for ids in variants] for name, variants in lists.items()}
-    return Encoded(sequences, tokenizer.measure(document), tokenizer.losses(document, encoded[0]))
-
-
-def _first_of_each(found: Sequence[Found]) -> dict[str, tuple[int, int]]:
-    """Hash -> (file, document in it) of the first with that content."""
-    first: dict[str, tuple[int, int]] = {}
-    for n, one in enumerate(found):
-        for i, value in enumerate(one.fingerprints):
-            first.setdefault(value, (n, i))
-    return first
-
-
-def _sample(tokenizer: Tokenizer[Any], jobs: Sequence[Job]) -> Iterator[Any]:
-    """Training documents in an order of their own, each in one of its variants, until `SAMPLE_IDS` are reached."""
-    total = 0
-    order = sorted((j for j in jobs if j.wanted), key=lambda job: hashlib.sha256(job.path.name.encode()).digest())
-    for n, job in enumerate(order):
-        for document, split in _documents(tokenizer, job):
-            if split == "train" or job.within:
-                variants = tokenizer.variants(document, job.variants)
-                variant = variants[n % len(variants)]
-                with suppress(MusicGPTError):  # the ledger will name it
-                    total += len(tokenizer.encode(variant))
-                    yield variant
-        if total >= SAMPLE_IDS:
-            return
-
-
-def _ledger_line(
-    name: str, found: Found, documents: list[Encoded], tokenizer: Tokenizer[Any], originals: dict[str, str]
-) -> dict[str, Any]:
-    kept = [document for document in documents if not document.refusal]
-    duplicates = len(found.fingerprints) - len(documents)
-    remarks = [*found.remarks, *(document.refusal for document in documents if document.refusal)]
+def _ledger_line(name: str, found: Found, documents: list[Document], tokenizer: Tokenizer[Any]) -> dict[str, Any]:
+    outcomes = [document.outcome for document in documents if document.outcome]
+    kept = [outcome for outcome in outcomes if not outcome.refusal]
+    remarks = [*found.remarks, *(outcome.refusal for outcome in outcomes if outcome.refusal)]
+    duplicates = [document for document in documents if document.original is not None]
     if found.refusal is not None:
         status, remarks = "refused", [found.refusal]
     elif kept:
         status = "kept"
         if duplicates:
-            remarks.append(f"{duplicates} of {len(found.fingerprints)} documents are duplicates")
-    elif documents:
-        status = "refused"
+            remarks.append(f"{len(duplicates)} of {len(documents)} documents are duplicates")
+    elif outcomes:
+        status = "too long" if all(outcome.too_long for outcome in outcomes) else "refused"
     else:
         status = "duplicate"
-        remarks.append(f"the same music as {originals[found.fingerprints[0]]}")
+        first = duplicates[0]
+        assert first.original is not None
+        how = "the same music as" if first.same else "transposed or exported anew, the same music as"
+        remarks.append(f"{how} {os.fsdecode(first.original)}")
     counts = Counter(dict.fromkeys((*tokenizer.units, *tokenizer.loss_kinds), 0.0))
-    for document in kept:
-        counts.update(document.measure | document.losses)
+    for outcome in kept:
+        counts.update(outcome.measure | outcome.losses)
     amounts = {key: _tidy(value) for key, value in counts.items()}
     return {"path": name, "status": status, "reason": "; ".join(remarks), "documents": len(kept), **amounts}
 
 
-def _nothing_usable(corpus: Path, files: Sequence[Path], found: Sequence[Found]) -> str:
-    refused = [(path, one.refusal) for path, one in zip(files, found, strict=True) if one.refusal]
-    return f"none of the {len(files)} files in {corpus} can be used; the first: {refused[0][1]}"
+def _tidy(value: float) -> float:
+    return int(value) if value == int(value) else round(value, 3)
 
 
 def _summary(ledger: Path, manifest: dict[str, Any]) -> Iterator[str]:

@@ -15,6 +15,9 @@ from typing import Any
 
 import mido
 
+from musicgpt.errors import InputError
+from musicgpt.files import read_bytes
+
 MAX_TEXT = 1_000_000
 """The longest text, in characters, that mido reads back from a file."""
 
@@ -35,10 +38,8 @@ def read_text(path: Path, prefix: str = "") -> list[str]:
     are taken for Latin-1. A file that holds the prefix nowhere is not parsed, which is much quicker.
     """
     try:
-        if not path.is_file() or path.stat().st_size > MAX_TEXT_BYTES:
-            return []
-        data = path.read_bytes()
-    except OSError:
+        data = read_bytes(path, MAX_TEXT_BYTES)
+    except InputError:
         return []
     if data[:4] == b"RIFF":
         data = data[max(0, data.find(b"MThd")) :]

@@ -13,6 +13,7 @@ import wave
 from collections import Counter
 from dataclasses import dataclass
 from importlib.util import find_spec
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,7 @@ from symusic.core import ScoreTick
 
 from musicgpt.errors import InputError
 from musicgpt.files import write_bytes
-from musicgpt.midi import read_scores
+from musicgpt.midi import BarLines, read_scores
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -45,7 +46,6 @@ QUARTERS_PER_SYSTEM = 64
 MAX_SYSTEMS = 8
 MAX_LEGEND = 16
 MAX_NAME, MAX_TITLE = 28, 90
-PNG_DPI = 200
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D00")
 """Okabe and Ito's palette, safe for the colour-blind; its yellow is darkened to show on white."""
 HATCHES = ("", "//////", "......")
@@ -65,6 +65,7 @@ STYLE: Any = {
     "legend.columnspacing": 1.4,
     "legend.handlelength": 1.2,
     "legend.labelspacing": 0.3,
+    "savefig.dpi": 200,
     "text.parse_math": False,  # a track may be named $
     "svg.fonttype": "none",  # words stay words: to be searched, and edited for a paper
     "svg.hashsalt": "musicgpt",
@@ -295,23 +296,13 @@ def _plain(text: str, length: int) -> str:
 
 
 def _bars(score: ScoreTick, end: float) -> list[Bar]:
-    """The bars up to `end` (quarters), one at least; 4/4 until a time signature says otherwise, as in MIDI."""
-    metres = {0.0: (4, 4)}
-    for signature in score.time_signatures:
-        if signature.numerator > 0 and signature.denominator > 0:
-            metres[signature.time / score.ticks_per_quarter] = (signature.numerator, signature.denominator)
-    changes = sorted(metres)
-    bars: list[Bar] = []
-    for change, following in zip(changes, [*changes[1:], math.inf], strict=True):
-        numerator, denominator = metres[change]
-        onset = change
-        while onset < min(end, following) - 1e-6 or not bars:
-            if len(bars) == MAX_BARS:
-                raise InputError(f"the piece has more than {MAX_BARS:,} bars: cut it before it is drawn")
-            after = min(onset + 4 * numerator / denominator, following)  # a metre that changes early cuts the bar
-            bars.append(Bar(len(bars) + 1, onset, after, (numerator, denominator)))
-            onset = after
-    return bars
+    """The bars up to `end` (quarters), one at least."""
+    lines = BarLines(score)
+    count = lines.bar_at(round(end * score.ticks_per_quarter) - 1)
+    if count > MAX_BARS:
+        raise InputError(f"the piece has more than {MAX_BARS:,} bars: cut it before it is drawn")
+    onsets = [lines.begin(number) / score.ticks_per_quarter for number in range(1, count + 2)]
+    return [Bar(number, *span, lines.metre(number)) for number, span in enumerate(pairwise(onsets), 1)]
 
 
 def _systems(bars: list[Bar], boundary: float | None) -> list[list[Bar]]:
@@ -415,14 +406,14 @@ def write_picture(score: ScoreTick, path: Path, *, boundary: float | None = None
     write_bytes(path, picture_bytes(piano_roll(score, boundary=boundary, title=title), kind))
 
 
-def picture_bytes(figure: Figure, kind: str) -> bytes:
-    """A figure -> a png or svg file; the same bytes each time."""
+def picture_bytes(figure: Figure, kind: str, style: Any = STYLE) -> bytes:
+    """A figure, drawn in a style -> a png or svg file; the same bytes each time: no date, no random names."""
     import matplotlib
 
     picture = io.BytesIO()
-    with matplotlib.rc_context(STYLE):
+    with matplotlib.rc_context(style):
         metadata: dict[str, Any] = {"Date": None} if kind == "svg" else {"Software": None}
-        figure.savefig(picture, format=kind, dpi=PNG_DPI, metadata=metadata)
+        figure.savefig(picture, format=kind, metadata=metadata)
     return picture.getvalue()
 
 

@@ -9,25 +9,11 @@ Time is counted in ticks and bars from the beginning of the prompt; units are th
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
-from musicgpt.vocabulary import (
-    BAR,
-    DURATION,
-    METRE,
-    OFF,
-    ON,
-    POSITION,
-    PROGRAM,
-    SHIFT,
-    START,
-    TEMPO,
-    VELOCITY,
-    Base,
-    Vocabulary,
-)
+from musicgpt.vocabulary import Base, Kind, Vocabulary
 
 DEFAULT_TEMPO = 120.0
 """Quarter notes a minute of a MIDI file that says none."""
@@ -55,8 +41,7 @@ class Note:
     """Instruments are numbered by their first notes, those of the prompt before the new ones."""
 
 
-@dataclass(frozen=True, slots=True)
-class Sounding:
+class Sounding(NamedTuple):
     program: int
     pitch: int
     velocity: int
@@ -68,11 +53,10 @@ class Sounding:
     new: bool
 
 
-@dataclass(frozen=True, slots=True)
-class State:
+class State(NamedTuple):
     """Where in the music a sequence is; ticks and bars count from the beginning of the prompt."""
 
-    phase: int = START
+    phase: Kind = Kind.START
     """The kind of the last base token."""
     metre: int = 0
     tempo: float = 0.0
@@ -95,22 +79,22 @@ class State:
     notes: int = 0
     """New ones."""
     beat: int = -1
+    """The tick at which the beat of the last new note begins; -1: there is none."""
     notes_in_beat: int = 0
-    """New ones that begin in the beat that begins at tick `beat`."""
+    """New ones that begin in that beat."""
     content: tuple[tuple[int, int, int], ...] = ()
-    """(step, program, pitch) of the notes that begin in this bar, and of the bars before."""
+    """(step, program, pitch) of the notes that begin in this bar."""
     rang: bool = False
     """Whether a note sounds into this bar."""
     contents: tuple[tuple[tuple[int, int, int], ...], ...] = ()
+    """The same of the new bars before it, as many as are kept; (-1, bar, -1) where notes sound and none begins."""
     tempo_tick: int = 0
+    """The tick at which the tempo last changed."""
     tempo_seconds: float = 0.0
-    """When the tempo last changed."""
+    """The same in seconds, from the beginning of the new music."""
     ended: bool = False
     completed: tuple[Note, ...] = ()
     """The notes that the last id completed."""
-
-
-NAMES = tuple(field.name for field in fields(State))
 
 
 class Reader:
@@ -120,7 +104,7 @@ class Reader:
         self.vocabulary = vocabulary
         self.boundary = 0
         """The tick at which the new music begins."""
-        self._kept_bars = kept_bars
+        self._kept_bars = kept_bars  # how many bars before that now a state tells of
         self._counting = False  # of notes: those of the prompt are not the new ones
 
     def start(self) -> State:
@@ -131,8 +115,7 @@ class Reader:
     def begin(self, state: State, boundary: int) -> State:
         """From here on notes are new ones, and times are from the tick `boundary`."""
         self.boundary, self._counting = boundary, True
-        return replace(
-            state,
+        return state._replace(
             tempo_tick=boundary,
             tempo_seconds=0.0,
             beat=-1,
@@ -142,13 +125,17 @@ class Reader:
             completed=(),
         )
 
-    def tick(self, state: State) -> int:
-        return state.bar_start + max(state.now, 0) * int(self.vocabulary.ticks_per_step[state.metre])
+    def tick(self, state: Any) -> int:
+        """The tick of now."""
+        tick: int = state.bar_start + max(state.now, 0) * self.vocabulary.ticks_per_step[state.metre]
+        return tick
 
-    def beat(self, state: State) -> int:
+    def beat(self, state: Any) -> int:
+        """The tick at which the beat of now begins."""
         v = self.vocabulary
         steps = max(state.now, 0) // v.steps_per_beat * v.steps_per_beat
-        return state.bar_start + steps * int(v.ticks_per_step[state.metre])
+        tick: int = state.bar_start + steps * v.ticks_per_step[state.metre]
+        return tick
 
     def seconds(self, state: Any, tick: int) -> float:
         """From the beginning of the new music to a tick."""
@@ -156,7 +143,7 @@ class Reader:
         return float(state.tempo_seconds + (tick - state.tempo_tick) * per_tick)
 
     def read(self, state: State, tokens: Sequence[Base]) -> State:
-        at = SimpleNamespace(**{name: getattr(state, name) for name in NAMES})
+        at = SimpleNamespace(**state._asdict())
         at.completed = ()
         for token in tokens:
             self._step(at, token)
@@ -165,49 +152,48 @@ class Reader:
     def _step(self, at: Any, token: Base) -> None:
         """One base token, whether legal or not: prompts are read by this too."""
         v, value = self.vocabulary, int(token.value)
-        tick = int(v.ticks_per_step[at.metre])
-        if token.kind == BAR:
-            if at.phase != START:
+        if token.kind == Kind.BAR:
+            if at.phase != Kind.START:
                 self._next_bar(at)
             at.now = -1
             self._next_moment(at)
-        elif token.kind == METRE:
+        elif token.kind == Kind.METRE:
             if v.scheme != "remi" and at.now > 0:  # some pieces change it within a bar: a bar line comes there
-                at.bar_start += at.now * tick - int(v.bar_ticks[at.metre])
+                at.bar_start = self.tick(at) - v.bar_ticks[at.metre]
                 at.now = 0
                 self._next_bar(at)
             at.metre = value
-        elif token.kind == POSITION:
+        elif token.kind == Kind.POSITION:
             at.now = value
             self._next_moment(at)
-        elif token.kind == SHIFT:
+        elif token.kind == Kind.SHIFT:
             at.shift = value
             if value:
                 at.now += value
                 while at.now >= v.bar_steps[at.metre]:
-                    at.now -= int(v.bar_steps[at.metre])
+                    at.now -= v.bar_steps[at.metre]
                     self._next_bar(at)
                 self._next_moment(at)
-        elif token.kind == TEMPO:
-            here = at.bar_start + max(at.now, 0) * tick
+        elif token.kind == Kind.TEMPO:
+            here = self.tick(at)
             at.tempo_seconds = self.seconds(at, here)
             at.tempo_tick, at.tempo = here, token.value
-        elif token.kind == PROGRAM:
+        elif token.kind == Kind.PROGRAM:
             if value != at.program:
                 at.low, at.placed = -1, False
             at.program = value
             at.programs |= {value}
-        elif token.kind == ON:
+        elif token.kind == Kind.ON:
             at.pitch = at.low = value
             at.placed = True
             self._begin_note(at)
-        elif token.kind == VELOCITY and at.sounding:
-            at.sounding = (*at.sounding[:-1], replace(at.sounding[-1], velocity=value))
-        elif token.kind == DURATION:
-            self._end_note(at, at.pitch, at.bar_start + (max(at.now, 0) + value) * tick)
-        elif token.kind == OFF:
+        elif token.kind == Kind.VELOCITY and at.sounding:
+            at.sounding = (*at.sounding[:-1], at.sounding[-1]._replace(velocity=value))
+        elif token.kind == Kind.DURATION:
+            self._end_note(at, at.pitch, self.tick(at) + value * v.ticks_per_step[at.metre])
+        elif token.kind == Kind.OFF:
             at.placed = True
-            self._end_note(at, value, at.bar_start + max(at.now, 0) * tick)
+            self._end_note(at, value, self.tick(at))
         at.phase = token.kind
 
     def _next_bar(self, at: Any) -> None:
@@ -216,28 +202,26 @@ class Reader:
             played = at.content or (((-1, at.bar, -1),) if at.rang else ())
             at.contents = (*at.contents, played)[-self._kept_bars :]
         at.content = ()
-        at.bar_start += int(self.vocabulary.bar_ticks[at.metre])
+        at.bar_start += self.vocabulary.bar_ticks[at.metre]
         at.bar += 1
         at.rang = any(note.end > at.bar_start for note in at.sounding)
 
     def _next_moment(self, at: Any) -> None:
         at.low, at.placed = -1, False
         if self.vocabulary.scheme != "midilike":
-            now = at.bar_start + max(at.now, 0) * int(self.vocabulary.ticks_per_step[at.metre])
-            at.sounding = tuple(note for note in at.sounding if note.end > now)
+            tick = self.tick(at)
+            at.sounding = tuple(note for note in at.sounding if note.end > tick)
 
     def _begin_note(self, at: Any) -> None:
-        v = self.vocabulary
-        onset = at.bar_start + max(at.now, 0) * int(v.ticks_per_step[at.metre])
+        onset = self.tick(at)
         note = Sounding(at.program, at.pitch, 0, onset, self.seconds(at, onset), FOREVER, self._counting)
         at.sounding = (*at.sounding, note)
-        if at.program not in at.tracks and v.scheme != "midilike":
+        if at.program not in at.tracks and self.vocabulary.scheme != "midilike":
             at.tracks = (*at.tracks, at.program)
         at.content = (*at.content, (max(at.now, 0), at.program, at.pitch))
         if self._counting:
             at.notes += 1
-            step = v.steps_per_beat * int(v.ticks_per_step[at.metre])
-            beat = at.bar_start + (onset - at.bar_start) // step * step
+            beat = self.beat(at)
             at.notes_in_beat = at.notes_in_beat + 1 if at.beat == beat else 1
             at.beat = beat
 
@@ -245,7 +229,7 @@ class Reader:
         mine = [n for n in at.sounding if n.pitch == pitch and n.program == at.program and n.end == FOREVER]
         if not mine:
             return
-        note = replace(mine[0], end=tick)
+        note = mine[0]._replace(end=tick)
         rest = tuple(other for other in at.sounding if other is not mine[0])
         if note.program not in at.tracks:
             at.tracks = (*at.tracks, note.program)

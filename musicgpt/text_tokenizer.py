@@ -4,7 +4,7 @@ bpe         byte-level byte-pair merges as GPT-2's, learned on the corpus
 bytes       one id a byte: any text, no learning
 characters  one id for each character of the corpus; others are lost, and counted
 GPT-2       its own vocabulary of 50,257, out of a directory: vocab.json and merges.txt, encoder.json and vocab.bpe,
-            or any tokenizer.json
+            or a tokenizer.json of byte-pair merges
 
 A literal `<|endoftext|>` in a text is characters, never the end of a document. What is saved here, transformers'
 `AutoTokenizer` reads.
@@ -23,7 +23,8 @@ from typing import TYPE_CHECKING, Any
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from musicgpt.errors import InputError, TokenizerError
-from musicgpt.files import read_json, write_bytes, write_json
+from musicgpt.files import MAX_JSON, read_bytes, read_json, write_bytes, write_json
+from musicgpt.vetting import vetted_merges
 
 if TYPE_CHECKING:
     import numpy as np
@@ -40,6 +41,9 @@ VOCABULARIES = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))
 
 LEARNED_SIZE = 4096
 
+MAX_TEXT = 2**31
+"""Bytes: a larger file is no document. As a text and as ids it takes some ten times the memory."""
+
 
 class TextTokenizer:
     """`Tokenizer` for text. Make one with `new` or `load`; `bpe` and `characters` have to `learn`."""
@@ -48,6 +52,8 @@ class TextTokenizer:
     units: tuple[str, ...] = ("bytes",)
     loss_kinds: tuple[str, ...] = ("characters_lost",)
     prints = True
+    compares = False
+    max_document_ids: int | None = None  # text has no more ids than bytes
 
     def __init__(self, wrapped: Tokenizer, name: str, bos: str = END, eos: str = END) -> None:
         self.name = name
@@ -82,27 +88,25 @@ class TextTokenizer:
         Raises:
             TokenizerError: no vocabulary there that can be read, or one without an end of text.
         """
-        said: dict[str, Any] = {}
-        if (directory / "tokenizer_config.json").is_file():
-            try:
-                said = read_json(directory / "tokenizer_config.json")
-            except InputError as error:
-                raise TokenizerError(str(error)) from error
+        whole, config = directory / "tokenizer.json", directory / "tokenizer_config.json"
         pair = next((p for p in VOCABULARIES if all((directory / name).is_file() for name in p)), None)
         try:
-            if (directory / "tokenizer.json").is_file():
-                wrapped = Tokenizer.from_file(str(directory / "tokenizer.json"))
+            said = read_json(config) if config.is_file() else {}
+            if whole.is_file():
+                wrapped = vetted_merges(read_json(whole), str(whole))
             elif pair is not None:
-                wrapped = _byte_level(models.BPE.from_file(*(str(directory / name) for name in pair)))
+                vocabulary, merges = read_json(directory / pair[0]), read_bytes(directory / pair[1], MAX_JSON)
+                lines = merges.decode("utf-8", errors="replace").split("\n")
+                written = [line for line in lines if line and not line.startswith("#version")]
+                model = {"type": "BPE", "vocab": vocabulary, "merges": written}
+                wrapped = _byte_level(vetted_merges({"model": model}, str(directory)).model)
             else:
                 raise TokenizerError(
                     f"{directory} holds no vocabulary: expected tokenizer.json, or "
                     + ", or ".join(" and ".join(names) for names in VOCABULARIES)
                 )
-        except TokenizerError:
-            raise
-        except Exception as error:
-            raise TokenizerError(f"the vocabulary in {directory} cannot be read: {error}") from error
+        except InputError as error:
+            raise TokenizerError(str(error)) from error
         eos = _spelling(said.get("eos_token")) or next((e for e in ENDS if wrapped.token_to_id(e) is not None), END)
         return cls(wrapped, str(said.get("scheme", "bpe")), _spelling(said.get("bos_token")) or eos, eos)
 
@@ -132,10 +136,7 @@ class TextTokenizer:
         return self.vocab_size <= {"bpe": 257, "characters": 1}.get(self.name, 0)
 
     def read(self, path: Path) -> tuple[list[str], list[str]]:
-        try:
-            data = path.read_bytes()
-        except OSError as error:
-            raise InputError(f"cannot read {path}: {error.strerror or error}") from error
+        data = read_bytes(path, MAX_TEXT)
         if not data.strip():
             raise InputError(f"{path} is empty; expected text")
         if path.suffix.lower() not in SUFFIXES:
@@ -159,7 +160,8 @@ class TextTokenizer:
         if len(text) < 256 and "\n" not in text and path.suffix and path.is_file():
             (content,), remarks = self.read(path)
             return content, remarks
-        return text, []
+        whole = text.encode("utf-8", errors="replace").decode()  # an argument of a command can be half a character
+        return whole, [] if whole == text else ["half characters replaced"]
 
     def encode(self, document: str) -> list[int]:
         return list(self.wrapped.encode(document, add_special_tokens=False).ids)
@@ -183,6 +185,9 @@ class TextTokenizer:
 
     def fingerprint(self, document: str) -> str:
         return hashlib.sha256(document.encode()).hexdigest()
+
+    def likeness(self, document: str) -> list[str]:
+        return []
 
     def measure(self, document: str) -> dict[str, float]:
         return {"bytes": float(len(document.encode()))}
@@ -247,4 +252,4 @@ def _by_character(model: models.BPE) -> Tokenizer:
 def _spelling(token: Any) -> str | None:
     """A token of tokenizer_config.json, which may be a string or an object -> its spelling."""
     content = token.get("content") if isinstance(token, dict) else token
-    return content if isinstance(content, str) else None
+    return content if isinstance(content, str) and content.isprintable() else None

@@ -6,7 +6,7 @@ Everything that knows what a document is (a score, a text) stands behind this pr
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -43,6 +43,10 @@ class Tokenizer(Protocol[D]):
     """The keys of `losses`."""
     prints: bool
     """Whether a document is a str, which a terminal shows as it comes."""
+    compares: bool
+    """Whether `likeness` finds more than exact copies."""
+    max_document_ids: int | None
+    """A longer document is taken for a broken one where the user does not say; None: none is."""
 
     @property
     def vocab_size(self) -> int: ...
@@ -97,6 +101,12 @@ class Tokenizer(Protocol[D]):
     def fingerprint(self, document: D) -> str:
         """A hash of the content, the same for every tokenizer of this kind of document."""
 
+    def likeness(self, document: D) -> list[str]:
+        """Keys: documents that share one are the same piece, perhaps transposed or exported anew.
+
+        Where there are none, exact copies are all that is known.
+        """
+
     def measure(self, document: D) -> dict[str, float]:
         """What a loss can be counted per: {"notes": …, "seconds": …} or {"bytes": …}."""
 
@@ -112,6 +122,10 @@ class Tokenizer(Protocol[D]):
 
     def save(self, directory: Path) -> None:
         """Write tokenizer.json, and tokenizer_config.json that says which kind it is."""
+
+    @classmethod
+    def load(cls, directory: Path) -> Tokenizer[D]:
+        """Raises: TokenizerError: `save` did not write this."""
 
 
 KINDS: dict[str, Any] = {"midi": MidiTokenizer, "text": TextTokenizer}
@@ -131,10 +145,9 @@ def new_tokenizer(name: str) -> Tokenizer[Any]:
     return tokenizer
 
 
-def default_name(files: Iterable[Path], kind: str | None) -> str:
+def default_name(suffixes: Set[str], kind: str | None) -> str:
     """The tokenizer for a corpus: that of its kind; where none is said, text if it has text files and no music."""
     if kind is None:
-        suffixes = {path.suffix.lower() for path in files}
         kind = (
             "text" if suffixes & set(TextTokenizer.suffixes) and not suffixes & set(MidiTokenizer.suffixes) else "music"
         )
@@ -157,7 +170,7 @@ def load_tokenizer(directory: Path) -> Tokenizer[Any]:
         kind = "text"
     if kind is None:
         raise TokenizerError(f"{directory} holds no tokenizer: expected {CONFIG_NAME} and tokenizer.json")
-    if kind not in KINDS:
+    if not isinstance(kind, str) or kind not in KINDS:
         raise TokenizerError(f"{directory / CONFIG_NAME} says kind {kind!r}; expected {' or '.join(map(repr, KINDS))}")
     tokenizer: Tokenizer[Any] = KINDS[kind].load(directory)
     return tokenizer

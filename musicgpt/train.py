@@ -1,45 +1,60 @@
-"""Shards -> a run: next-token prediction with AdamW. Knows ids only.
+"""Shards -> a run: next-token prediction with AdamW. Knows ids only; what it leaves on disk is in runs.py.
 
-    RUN/run.json         the whole configuration, written before step 0
-    RUN/shards/          the prepared corpus, unless shards were given
-    RUN/metrics.jsonl    an object for each step: step, loss, …; val_loss where there was a validation
-    RUN/samples/         what the model writes unprompted, at each validation
-    RUN/last/, RUN/best/ checkpoints: the newest, with the state to go on from, and the one of the lowest val_loss
-
-The loss of a step is the mean over all targets of its batch, however it is cut into micro-batches. The random numbers
-of a step (dropout) depend on (seed, step) alone, as do its data: a resumed run goes on as if it had not been stopped.
+The loss of a step is the mean over all targets of its batch, however it is cut into micro-batches and over processes.
+The random numbers of a step (dropout) depend on (seed, step, process) alone, its data on (seed, step): a resumed run
+goes on as if it had not been stopped.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import platform
-import shutil
 import signal
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
 
 from musicgpt import __version__
 from musicgpt.batches import IGNORED, Batches, windows_in_order
-from musicgpt.checkpoint import device_named, load_model, resolve_checkpoint, save_model
+from musicgpt.checkpoint import (
+    PREFIX,
+    WEIGHTS,
+    device_named,
+    load_model,
+    parse_config,
+    resolve_checkpoint,
+    save_weights,
+)
 from musicgpt.compose import LanguageModel
 from musicgpt.config import PrepareConfig, Progress, Report, TrainConfig, flag, no_progress
 from musicgpt.corpus import resolve_corpus
+from musicgpt.distributed import World, gather, joined, rank, recompute, restarted_since, scatter
 from musicgpt.errors import CheckpointError, InputError, MusicGPTError, ShardsError, UsageError
 from musicgpt.evaluate import baselines, mean_loss
-from musicgpt.files import directory_in_place, read_json, recover, write_bytes, write_json
-from musicgpt.model import GPT, PRESETS, GPTConfig
+from musicgpt.files import locked, read_json, write_json
+from musicgpt.model import GPT, PRESETS, GPTConfig, empty, initialise
 from musicgpt.optim import default_learning_rate, learning_rate_at, make_optimizer
 from musicgpt.prepare import prepare
+from musicgpt.runs import (
+    OPTIMIZER,
+    Metrics,
+    Saved,
+    begin,
+    newest_checkpoint,
+    read_saved,
+    save_checkpoint,
+    tidy,
+    where_to_go_on,
+)
 from musicgpt.shards import Shards, is_shards
 from musicgpt.tokenizer import Tokenizer, load_tokenizer
 
@@ -58,8 +73,14 @@ SAMPLE_IDS = 256
 MICRO_BATCH_IDS = 4_096
 """What a validation scores, what a sample is long, and what is in memory at once, where not said otherwise."""
 
-RESUMABLE = ("steps", "checkpoint_every", "device")
+IMPATIENCE_SECONDS = 2.0
+"""A cluster's scheduler and torchrun may both send a signal: so long they count as one."""
+
+RESUMABLE = ("steps", "checkpoint_every", "keep_checkpoints", "device", "parallel", "recompute", "micro_batch")
 """What may be changed when a run goes on; the rest makes it another run."""
+
+MACHINERY = ("workers", "scheduler", "file_timeout", "file_memory")
+"""Choices of `prepare` that say nothing of what is trained on."""
 
 
 @dataclass
@@ -70,6 +91,11 @@ class State:
     optimizer: torch.optim.AdamW
     step: int = 0
     best: float = math.inf
+    """The lowest val_loss so far."""
+
+
+Weights = Callable[[str, torch.Size], Tensor]
+"""A weight by its name and shape."""
 
 
 def train(
@@ -88,110 +114,152 @@ def train(
 ) -> Path:
     """A corpus (files, shards, or a name) -> a run directory; gives the directory of its best checkpoint.
 
-    `given` names the fields of the two configs that the user set, as opposed to left at their defaults.
+    `given` names the fields of the two configs that the user set, as opposed to left at their defaults. Processes that
+    torchrun started train together; it is the first of them that reads the corpus, writes and reports.
 
     Raises:
-        MusicGPTError: anything a user can mend: corpus, flags, checkpoint, room on the disk, a loss that is not finite.
+        MusicGPTError: anything a user can mend: corpus, flags, checkpoint, room on the disk, a loss that is not finite,
+            another process that writes into the same run.
     """
-    if run.exists() and not run.is_dir():
+    run = run if run.name.strip(".") else run.resolve()  # which has a name, for what stands beside it
+    if rank() > 0:
+        report, meter = _silent, None
+    elif run.exists() and not run.is_dir():
         raise UsageError(f"{run} is a file; choose another --out")
-    recorded = read_json(run / "run.json") if (run / "run.json").is_file() else None
-    if recorded is not None and not resume and not force:
-        raise UsageError(f"{run} holds a run: go on with --resume, choose another --out, or replace it with --force")
-    if resume and not run.exists():
+    elif resume and not run.exists():
         raise UsageError(f"{run} does not exist; there is nothing to resume")
-    resume = resume and recorded is not None
-    if resume:
-        assert recorded is not None
-        if recorded["corpus"] != corpus:
-            raise UsageError(f"{run} was begun on {recorded['corpus']}, not on {corpus}; name that to resume it")
-        config, prepare_config = _configs_of(recorded, config, prepare_config, given)
-        init_from = recorded["init_from"]
-    elif init_from is not None:
-        for name in ("preset", "n_positions", "tokenizer", "vocab_size"):
-            if name in given:
-                raise UsageError(
-                    f"{flag(name)} does not go with --init-from: shape and vocabulary are the checkpoint's"
-                )
-        prepare_config = replace(prepare_config, tokenizer=str(resolve_checkpoint(init_from)))
-    if config.preset is not None and config.preset not in PRESETS:
-        raise UsageError(f"--preset {config.preset} is unknown; expected one of {', '.join(PRESETS)}")
-    device = device_named(config.device)
-    path = resolve_corpus(corpus, report)
-    if is_shards(path):
-        shards = Shards(path)
-    elif resume and is_shards(run / "shards"):
-        shards = Shards(run / "shards")  # as they were, whatever became of the corpus: their ids are the model's
-    else:
-        try:
-            shards = prepare(path, run / "shards", prepare_config, report=report, progress=progress)
-        except MusicGPTError:
-            with suppress(OSError):  # nothing came of it: leave no empty folder behind
-                run.rmdir()
-            raise
-    tokenizer = load_tokenizer(shards.directory)
-    resume = resume and _has_state(run / "last")
-    model = _make_model(config, shards, tokenizer, run / "last" if resume else init_from, report)
-    config = _decide(replace(config, n_positions=model.config.n_positions), model.config, shards, device, report)
-    model.to(device).train()
-    assert config.learning_rate is not None
-    state = State(model, make_optimizer(model, learning_rate=config.learning_rate, weight_decay=config.weight_decay))
-    if resume:
-        _load_state(run / "last", state)
-        report(f"resuming {run} behind step {state.step:,}")
-    else:
-        for part in ("last", "best", "samples"):  # of the run that --force replaces
-            shutil.rmtree(run / part, ignore_errors=True)
-    _cut_metrics(run, state.step)
-    write_json(
-        run / "run.json",
-        {
+    with ExitStack() as stack:
+        if rank() == 0:
+            stack.enter_context(locked(run))
+        resume = (run / "run.json").is_file() and (resume or restarted_since(run / "run.json"))
+        if resume:
+            config, prepare_config, init_from = _recorded(run, corpus, config, prepare_config, given)
+        elif any((run / name).exists() for name in ("run.json", "checkpoints", "best")) and not force:
+            how = "go on with --resume" if (run / "run.json").is_file() else "its run.json is gone"
+            raise UsageError(f"{run} holds a run: {how}, choose another --out, or replace it with --force")
+        elif init_from is not None:
+            prepare_config = _fine_tuning(init_from, prepare_config, given)
+        if config.preset is not None and config.preset not in PRESETS:
+            raise UsageError(f"--preset {config.preset} is unknown; expected one of {', '.join(PRESETS)}")
+        world = stack.enter_context(joined(device_named(config.device), config.parallel))
+        if config.batch_size % (world.size * (config.micro_batch or 1)):
+            raise UsageError(
+                f"--batch-size {config.batch_size} cannot be cut into equal micro-batches for {world.size} processes"
+            )
+        needless = sorted(given & {field.name for field in fields(PrepareConfig)})
+        if needless and not resume and is_shards(Path(corpus)):
+            raise UsageError(f"{flag(needless[0])} does not go with {corpus}, which is prepared already")
+        world.lead(lambda: tidy(run))
+        shards = Shards(world.lead(lambda: _prepared(corpus, run, prepare_config, resume, report, progress)))
+        start = world.lead(lambda: newest_checkpoint(run, report)) if resume else None
+        if start is not None and read_json(run / "run.json")["shards"] != shards.manifest["checksums"]:
+            raise ShardsError(f"{shards.directory} was prepared anew since {run} was begun: begin again with --force")
+        tokenizer = load_tokenizer(shards.directory)
+        model = _make_model(config, shards, tokenizer, start, init_from, world, report)
+        config = _decide(replace(config, n_positions=model.config.n_positions), model.config, shards, world, report)
+        assert config.learning_rate is not None
+        optimizer = make_optimizer(model, learning_rate=config.learning_rate, weight_decay=config.weight_decay)
+        state = State(model, optimizer) if start is None else _load_state(start, model, optimizer)
+        if start is not None:
+            report(f"resuming {run} behind step {state.step:,}")
+        record = {
             "corpus": corpus,
             "init_from": init_from,
             "train": asdict(config),
             "prepare": asdict(prepare_config),
             "model": asdict(model.config),
+            "shards": shards.manifest["checksums"],
             "versions": {"musicgpt": __version__, "torch": torch.__version__, "python": platform.python_version()},
-        },
-    )
-    _loop(state, config, shards, tokenizer, run, device, report, meter)
+        }
+        world.lead(lambda: begin(run, state.step, record, anew=start is None))
+        _loop(state, config, shards, tokenizer, run, world, report, meter)
     return resolve_checkpoint(run)
 
 
-def _configs_of(
-    recorded: dict[str, Any], config: TrainConfig, prepare_config: PrepareConfig, given: frozenset[str]
-) -> tuple[TrainConfig, PrepareConfig]:
-    """The configuration a run was started with; only what is RESUMABLE is taken from the new command."""
+def _silent(text: str) -> None:
+    """Reports of processes other than the first."""
+
+
+def _prepared(corpus: str, run: Path, config: PrepareConfig, resume: bool, report: Report, progress: Progress) -> Path:
+    """A corpus -> where its shards are, made if they have to be."""
+    path = resolve_corpus(corpus, report)
+    if is_shards(path):
+        return path
+    if resume and is_shards(run / "shards"):
+        return run / "shards"  # as they were, whatever became of the corpus: their ids are the model's
+    try:
+        return prepare(path, run / "shards", config, report=report, progress=progress).directory
+    except MusicGPTError:
+        with suppress(OSError):  # nothing came of it: leave no empty folder behind
+            run.rmdir()
+        raise
+
+
+def _recorded(
+    run: Path, corpus: str, config: TrainConfig, prepare_config: PrepareConfig, given: frozenset[str]
+) -> tuple[TrainConfig, PrepareConfig, str | None]:
+    """What a run was begun with; only what is RESUMABLE is taken from the new command."""
+    recorded = read_json(run / "run.json")
+    if recorded["corpus"] != corpus:
+        raise UsageError(f"{run} was begun on {recorded['corpus']}, not on {corpus}; name that to resume it")
     for name, before in (recorded["train"] | recorded["prepare"]).items():
         now = getattr(config, name, None) if hasattr(config, name) else getattr(prepare_config, name)
-        if name in given and name not in (*RESUMABLE, "workers") and now != before:
+        if name in given and name not in (*RESUMABLE, *MACHINERY) and now != before:
             raise UsageError(
                 f"{flag(name)} {now} differs from {before}, with which this run began; leave it out to resume"
             )
     changed = {name: getattr(config, name) for name in RESUMABLE if name in given}
+    changed["parallel"] = config.parallel  # how the processes of now work together, if there are several
     try:
-        return TrainConfig(**(recorded["train"] | changed)), PrepareConfig(**recorded["prepare"])
+        config = TrainConfig(**(recorded["train"] | changed))
+        return config, PrepareConfig(**recorded["prepare"]), recorded["init_from"]
     except TypeError as error:
         raise CheckpointError(f"run.json was written by another version: {error}") from error
 
 
+def _fine_tuning(init_from: str, prepare_config: PrepareConfig, given: frozenset[str]) -> PrepareConfig:
+    """Shape and vocabulary are those of the checkpoint."""
+    for name in ("preset", "n_positions", "tokenizer", "vocab_size"):
+        if name in given:
+            raise UsageError(f"{flag(name)} does not go with --init-from: shape and vocabulary are the checkpoint's")
+    return replace(prepare_config, tokenizer=str(resolve_checkpoint(init_from)))
+
+
 def _make_model(
-    config: TrainConfig, shards: Shards, tokenizer: Tokenizer[Any], start: str | Path | None, report: Report
+    config: TrainConfig,
+    shards: Shards,
+    tokenizer: Tokenizer[Any],
+    start: Path | None,
+    init_from: str | None,
+    world: World,
+    report: Report,
 ) -> GPT:
-    """New weights of the preset, or those of the checkpoint to start from; dropout is the config's either way."""
-    dropout: dict[str, Any] = {"embd_pdrop": config.dropout, "resid_pdrop": config.dropout, "attn_pdrop": 0.0}
-    if start is not None:
-        directory = resolve_checkpoint(start)
-        weights = load_model(directory)
+    """New weights of the preset, or those of `start` or `init_from`; dropout is the config's either way.
+
+    The model is made without storage, spread over the processes, and only then filled, weight by weight.
+    """
+    directory = start if start is not None or init_from is None else resolve_checkpoint(init_from)
+    if directory is None:
+        shape = _new_shape(config, shards, tokenizer, report)
+        torch.manual_seed(config.seed)
+        value_of: Weights = partial(_new_weight, shape)
+    else:
         if (directory / "tokenizer.json").read_bytes() != (shards.directory / "tokenizer.json").read_bytes():
             raise ShardsError(
                 f"{shards.directory} was prepared with another tokenizer than {directory} has; "
                 f"prepare the corpus again with --tokenizer {directory}"
             )
-        model = GPT(replace(weights.config, **dropout))
-        model.load_state_dict(weights.state_dict())
-        report(f"starting from {directory}: {model.config.n_parameters:,} weights")
-        return model
+        shape, value_of = _own_weights(directory) if directory == start else _foreign_weights(directory)
+        report(f"starting from {directory}: {shape.n_parameters:,} weights")
+    model = empty(replace(shape, embd_pdrop=config.dropout, resid_pdrop=config.dropout, attn_pdrop=0.0))
+    if config.recompute:
+        recompute(model)
+    world.spread(model)
+    world.fill(model, value_of)
+    return model.train()
+
+
+def _new_shape(config: TrainConfig, shards: Shards, tokenizer: Tokenizer[Any], report: Report) -> GPTConfig:
     preset = config.preset
     if preset is None:
         n_ids = shards.manifest["splits"]["train"]["ids_of_originals"]
@@ -203,16 +271,30 @@ def _make_model(
         bos_token_id=tokenizer.bos_id,
         eos_token_id=tokenizer.eos_id,
         **PRESETS[preset],
-        **dropout,
     )
-    torch.manual_seed(config.seed)
     report(
         f"{shape.n_layer} layers, {shape.n_embd} wide, {shape.n_positions} positions: {shape.n_parameters:,} weights"
     )
-    return GPT(shape)
+    return shape
 
 
-def _decide(config: TrainConfig, shape: GPTConfig, shards: Shards, device: torch.device, report: Report) -> TrainConfig:
+def _new_weight(shape: GPTConfig, name: str, size: torch.Size) -> Tensor:
+    return initialise(shape, name, torch.empty(size))
+
+
+def _own_weights(checkpoint: Path) -> tuple[GPTConfig, Weights]:
+    """Those of a checkpoint of this run, whose hashes were right: read one at a time, as they are asked for."""
+    file = safe_open(checkpoint / WEIGHTS, framework="pt")
+    shape = parse_config(read_json(checkpoint / "config.json"), str(checkpoint))
+    return shape, lambda name, size: file.get_tensor(PREFIX + name)  # type: ignore[no-untyped-call]
+
+
+def _foreign_weights(directory: Path) -> tuple[GPTConfig, Weights]:
+    model = load_model(directory)
+    return model.config, lambda name, size: model.get_parameter(name)
+
+
+def _decide(config: TrainConfig, shape: GPTConfig, shards: Shards, world: World, report: Report) -> TrainConfig:
     """Fill in what was left to the corpus and the machine, and say what it became."""
     n_ids = shards.manifest["splits"]["train"]["ids_of_originals"]
     if n_ids < 2:
@@ -226,12 +308,10 @@ def _decide(config: TrainConfig, shape: GPTConfig, shards: Shards, device: torch
     assert config.steps is not None
     if config.checkpoint_every is None:
         config = replace(config, checkpoint_every=max(min(LEAST_INTERVAL, config.steps), config.steps // 20))
-    if config.micro_batch is None:
-        fits = max(1, MICRO_BATCH_IDS // shape.n_positions)
-        config = replace(config, micro_batch=max(n for n in range(1, fits + 1) if config.batch_size % n == 0))
     if config.dtype is None:
-        config = replace(config, dtype="bfloat16" if _has_bfloat16(device) else "float32")
-        report(f"{device.type}, {config.dtype}")
+        config = replace(config, dtype="bfloat16" if _has_bfloat16(world.device) else "float32")
+        processes = f", {world.size} processes ({world.parallel})" if world.size > 1 else ""
+        report(f"{world.device.type}, {config.dtype}{processes}")
     if config.learning_rate is None:
         config = replace(config, learning_rate=default_learning_rate(shape.n_embd))
     return config
@@ -251,7 +331,7 @@ def _loop(
     shards: Shards,
     tokenizer: Tokenizer[Any],
     run: Path,
-    device: torch.device,
+    world: World,
     report: Report,
     meter: Any,
 ) -> None:
@@ -271,34 +351,37 @@ def _loop(
     if val_split.n_documents == 0:
         raise ShardsError(f"{shards.directory} has nothing to validate on; give more pieces")
     windows = windows_in_order(val_split, n_positions=n_positions, limit=VALIDATION_IDS, **special)
-    autocast = torch.bfloat16 if config.dtype == "bfloat16" else None
-    if state.step == 0:
+    if state.step == 0 and world.is_first:
         floors = baselines(train_split, windows, tokenizer.vocab_size)
         report("validation without a model: " + ", ".join(f"{name} {loss:.3f}" for name, loss in floors.items()))
         write_json(run / "baselines.json", floors)
+    objective = world.objective(state.model)
     interrupted = False
-    with _interrupts() as stop, open(run / "metrics.jsonl", "a", encoding="utf-8") as metrics:
+    with _interrupts() as asked, Metrics(run) if world.is_first else nullcontext() as metrics:
+        written = time.perf_counter()
         while state.step < config.steps and not interrupted:
             began = time.perf_counter()
-            row = {"step": state.step + 1, **_step(state, batches, config, device, autocast, run)}
+            row = {"step": state.step + 1, **_step(state, objective, batches, config, world, run)}
             row["tokens_per_second"] = round(config.batch_size * n_positions / (time.perf_counter() - began), 1)
             row["epoch"] = round(batches.epoch(state.step), 4)
-            interrupted = bool(stop)
-            if state.step % config.checkpoint_every == 0 or state.step == config.steps:
-                row["val_loss"] = mean_loss(state.model, windows, autocast)
+            interrupted = world.sum(len(asked)) > [0]  # all stop behind the same step
+            validated = state.step % config.checkpoint_every == 0 or state.step == config.steps
+            if validated:
+                # every process scores all of it: then all know the result, and it is the same for any number of them
+                row["val_loss"] = mean_loss(state.model, windows, _autocast(config))
                 if not math.isfinite(row["val_loss"]):  # nothing of this is worth a checkpoint
                     raise _not_finite(f"the validation loss behind step {state.step}", batches, state.step - 1, run)
-                best = row["val_loss"] < state.best
-                state.best = min(state.best, row["val_loss"])
-                _save(state, tokenizer, run, best)
-                _write_sample(state, tokenizer, run, config.seed)
-            elif interrupted:  # without a validation, which the run would not have made here by itself
-                _save(state, tokenizer, run, best=False)
-            row["seconds"] = round(time.perf_counter() - began, 3)
-            metrics.write(json.dumps(row) + "\n")
-            metrics.flush()
+            is_best = validated and row["val_loss"] < state.best
+            if metrics is not None:  # before the checkpoint: no step that is saved may be missing here
+                row["seconds"], written = round(time.perf_counter() - written, 3), time.perf_counter()
+                metrics.add(row, durable=validated or interrupted)
             if meter is not None:
                 meter(row, config.steps)
+            if validated or interrupted:  # stopped, it does not validate: it would not have done so here by itself
+                state.best = min(state.best, row.get("val_loss", math.inf))
+                _save(state, config, tokenizer, run, world, is_best)
+            if validated and world.is_first and world.parallel != "fsdp":  # which no process could do alone
+                _write_sample(state, tokenizer, run, config.seed)
     if interrupted:
         report(f"stopped behind step {state.step:,}, all saved; go on with the same command and --resume")
     else:
@@ -306,26 +389,29 @@ def _loop(
 
 
 def _step(
-    state: State, batches: Batches, config: TrainConfig, device: torch.device, autocast: torch.dtype | None, run: Path
+    state: State, objective: nn.Module, batches: Batches, config: TrainConfig, world: World, run: Path
 ) -> dict[str, float]:
     """One update of the weights; advances `state.step`."""
     assert config.steps is not None
     assert config.learning_rate is not None
-    assert config.micro_batch is not None
     learning_rate = learning_rate_at(state.step, steps=config.steps, peak=config.learning_rate, warmup=config.warmup)
     for group in state.optimizer.param_groups:
         group["lr"] = learning_rate
-    torch.manual_seed((config.seed << 32) + state.step)
-    ids, targets = batches[state.step]
-    scored = int((targets != IGNORED).sum())
-    total = 0.0
-    for i in range(0, config.batch_size, config.micro_batch):
-        part = slice(i, i + config.micro_batch)
-        with torch.autocast(device.type, autocast, enabled=autocast is not None):
-            loss = state.model.loss(ids[part].to(device), targets[part].to(device), reduction="sum") / scored
-        torch.autograd.backward(loss)
-        total += float(loss.detach())
-    norm = float(torch.nn.utils.clip_grad_norm_(state.model.parameters(), config.grad_clip))
+    torch.manual_seed((config.seed << 32) + state.step * world.size + world.rank)
+    ids, targets = batches.rows(state.step, world.part(config.batch_size))
+    (scored,) = world.sum(int((targets != IGNORED).sum()))
+    share = 0.0
+    parts = _micro_batches(ids, targets, config.micro_batch)
+    for i, (some_ids, some_targets) in enumerate(parts, 1):
+        with (
+            world.unsynchronised(objective, i < len(parts)),
+            torch.autocast(world.device.type, _autocast(config), enabled=_autocast(config) is not None),
+        ):
+            loss = objective(some_ids.to(world.device), some_targets.to(world.device)) / scored
+            torch.autograd.backward(loss * world.size)  # gradients are averaged over the processes; we want their sum
+        share += float(loss.detach())
+    (total,) = world.sum(share)
+    norm = float(gather(torch.nn.utils.clip_grad_norm_(state.model.parameters(), config.grad_clip)))
     if not math.isfinite(total) or not math.isfinite(norm):
         raise _not_finite(f"the loss of step {state.step + 1} ({total}, gradient {norm})", batches, state.step, run)
     state.optimizer.step()
@@ -334,51 +420,53 @@ def _step(
     return {"loss": total, "learning_rate": learning_rate, "grad_norm": norm}
 
 
+def _micro_batches(ids: Tensor, targets: Tensor, size: int | None) -> list[tuple[Tensor, Tensor]]:
+    """Equal parts of the rows; where no size is given, the largest that holds no more than MICRO_BATCH_IDS."""
+    rows, n_positions = ids.shape
+    fits = max(1, MICRO_BATCH_IDS // n_positions)
+    size = size or max(n for n in range(1, fits + 1) if rows % n == 0)
+    return list(zip(torch.split(ids, size), torch.split(targets, size), strict=True))
+
+
+def _autocast(config: TrainConfig) -> torch.dtype | None:
+    return torch.bfloat16 if config.dtype == "bfloat16" else None
+
+
 def _not_finite(what: str, batches: Batches, step: int, run: Path) -> MusicGPTError:
-    good = _has_state(run / "last")
-    kept = f"the last good checkpoint is {run / 'last'}" if good else "no checkpoint was written yet"
     return MusicGPTError(
-        f"{what} is not finite; training documents of the batch: {batches.documents(step)}; {kept}. "
+        f"{what} is not finite; training documents of the batch: {batches.documents(step)}; {where_to_go_on(run)}. "
         f"Try a lower --learning-rate, or --dtype float32"
     )
 
 
-def _save(state: State, tokenizer: Tokenizer[Any], run: Path, best: bool) -> None:
-    """Write RUN/last with all that resuming needs and, where it is the best so far, RUN/best."""
-    moments = {
-        f"{key}/{name}": value.detach().cpu()
-        for name, weight in state.model.named_parameters()
-        for key, value in state.optimizer.state[weight].items()
-    }
-    if best:  # first: `last` says how good it is, and must not say so of one that was never written
-        with directory_in_place(run / "best") as beside:
-            save_model(beside, state.model, tokenizer)
-    with directory_in_place(run / "last") as beside:
-        save_model(beside, state.model, tokenizer)
-        try:
-            save_file(moments, beside / "optimizer.safetensors")
-        except (OSError, SafetensorError) as error:
-            raise InputError(f"cannot write {run / 'last'}: {error}") from error
-        write_json(beside / "training_state.json", {"step": state.step, "best": state.best})
+def _save(state: State, config: TrainConfig, tokenizer: Tokenizer[Any], run: Path, world: World, is_best: bool) -> None:
+    named = list(state.model.named_parameters())
+    weights = world.gathered(named)
+    moments = world.gathered(
+        (f"{key}/{name}", value) for name, weight in named for key, value in state.optimizer.state[weight].items()
+    )
+    world.lead(
+        lambda: save_checkpoint(
+            run,
+            Saved(state.step, state.best),
+            lambda directory: save_weights(directory, state.model.config, weights, tokenizer),
+            lambda path: save_file(moments, path),
+            is_best=is_best,
+            keep=config.keep_checkpoints,
+        )
+    )
 
 
-def _has_state(directory: Path) -> bool:
-    recover(directory)
-    return (directory / "training_state.json").is_file()
-
-
-def _load_state(directory: Path, state: State) -> None:
-    values = read_json(directory / "training_state.json")
-    try:
-        moments = load_file(directory / "optimizer.safetensors")
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{directory / 'optimizer.safetensors'} cannot be read: {error}") from error
-    for name, weight in state.model.named_parameters():
-        state.optimizer.state[weight] = {
-            key: moments[f"{key}/{name}"].to(weight.device if key != "step" else "cpu")
-            for key in ("step", "exp_avg", "exp_avg_sq")
-        }
-    state.step, state.best = int(values["step"]), float(values["best"])
+def _load_state(checkpoint: Path, model: GPT, optimizer: torch.optim.AdamW) -> State:
+    saved = read_saved(checkpoint)
+    with safe_open(checkpoint / OPTIMIZER, framework="pt") as file, torch.no_grad():
+        for name, weight in model.named_parameters():
+            moments = {key: torch.empty_like(weight, requires_grad=False) for key in ("exp_avg", "exp_avg_sq")}
+            for key, moment in moments.items():
+                scatter(file.get_tensor(f"{key}/{name}"), moment)
+            step = file.get_tensor(f"step/{name}").to(weight.device)
+            optimizer.state[weight] = {"step": step, **moments}
+    return State(model, optimizer, saved.step, saved.best)
 
 
 def _write_sample(state: State, tokenizer: Tokenizer[Any], run: Path, seed: int) -> None:
@@ -391,29 +479,16 @@ def _write_sample(state: State, tokenizer: Tokenizer[Any], run: Path, seed: int)
     state.model.train()
 
 
-def _cut_metrics(run: Path, step: int) -> None:
-    """Leave out what a resumed run will write again."""
-    run.mkdir(parents=True, exist_ok=True)
-    path = run / "metrics.jsonl"
-    kept = []
-    if path.is_file():
-        for line in path.read_text(encoding="utf-8").splitlines():
-            try:
-                if json.loads(line)["step"] <= step:
-                    kept.append(line + "\n")
-            except (ValueError, KeyError):
-                break  # a line that a kill cut short; what follows was never written
-    write_bytes(path, "".join(kept).encode())
-
-
 @contextmanager
-def _interrupts() -> Iterator[list[int]]:
+def _interrupts() -> Iterator[list[float]]:
     """A list that fills when the user (Ctrl-C) or the system asks to stop: the step is finished and saved first."""
-    asked: list[int] = []
+    asked: list[float] = []
 
     def ask(number: int, frame: object) -> None:
-        asked.append(number)
-        signal.signal(number, before[signal.Signals(number)])  # a second time means now
+        asked.append(time.monotonic())
+        if asked[-1] - asked[0] > IMPATIENCE_SECONDS:  # once more means now; sooner it is the same, by another way
+            signal.signal(number, before[signal.Signals(number)])
+            signal.raise_signal(number)
 
     try:
         before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}

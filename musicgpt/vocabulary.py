@@ -8,7 +8,7 @@ An example, in REMI: an id that stands for Position_12 Pitch_60 Velocity_79 Dura
 position_first 12 and position_last 24 (it may come before step 12 of a bar that has more than 24), inherits 1 (its
 pitch is for the program in force, which must be melodic), program 40 (which must not be the one in force), end_bar 24
 (its note must end there, inside the piece), notes 2 and demands (behind it a second note must begin, so one must be
-possible), and a row for pitch 60 at step 12 (which must not sound any more).
+possible), and it touches pitch 60 of the program in force at step 12 (which must not sound any more).
 
 Units: a step is the smallest duration, a fraction of the beat of the metre; a tick is the longest time that divides
 the step of every metre; programs are ranked 0 to 127, drums 128, the order in which one moment is written.
@@ -16,8 +16,10 @@ the step of every metre; programs are ranked 0 to 127, drums 128, the order in w
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import IntEnum
 from math import lcm
 
 import numpy as np
@@ -26,24 +28,28 @@ from musicgpt.constraints import DRUMS
 from musicgpt.errors import TokenizerError
 from musicgpt.midi_tokenizer import MidiTokenizer
 
-OTHER, BAR, METRE, POSITION, SHIFT, TEMPO, PROGRAM, ON, OFF, VELOCITY, DURATION, START = range(12)
-"""Kinds of base tokens; START is the kind before the first."""
+
+class Kind(IntEnum):
+    """Of a base token; START is the kind before the first."""
+
+    OTHER, BAR, METRE, POSITION, SHIFT, TEMPO, PROGRAM, ON, OFF, VELOCITY, DURATION, START = range(12)
+
 
 KINDS = {
-    "Bar": BAR,
-    "TimeSig": METRE,
-    "Position": POSITION,
-    "TimeShift": SHIFT,
-    "Tempo": TEMPO,
-    "Program": PROGRAM,
-    "Pitch": ON,
-    "PitchDrum": ON,
-    "NoteOn": ON,
-    "DrumOn": ON,
-    "NoteOff": OFF,
-    "DrumOff": OFF,
-    "Velocity": VELOCITY,
-    "Duration": DURATION,
+    "Bar": Kind.BAR,
+    "TimeSig": Kind.METRE,
+    "Position": Kind.POSITION,
+    "TimeShift": Kind.SHIFT,
+    "Tempo": Kind.TEMPO,
+    "Program": Kind.PROGRAM,
+    "Pitch": Kind.ON,
+    "PitchDrum": Kind.ON,
+    "NoteOn": Kind.ON,
+    "DrumOn": Kind.ON,
+    "NoteOff": Kind.OFF,
+    "DrumOff": Kind.OFF,
+    "Velocity": Kind.VELOCITY,
+    "Duration": Kind.DURATION,
 }
 
 NONE = 30_000
@@ -54,9 +60,24 @@ NONE = 30_000
 class Base:
     """One base token; `value` is a pitch, a rank, steps, an index of `Vocabulary.metres` or a tempo."""
 
-    kind: int
+    kind: Kind
     value: float = 0
     drum: bool = False
+
+
+@dataclass(frozen=True)
+class Touch:
+    """Ids whose first beginning, or end, of one program and pitch is counted in the same way."""
+
+    begins: bool
+    in_bar: bool
+    """Whether its steps are counted from a bar line, which is the next with `new_bar`; else from now."""
+    new_bar: bool
+    metre: int
+    """The one that the ids say before; -1: none."""
+    steps: tuple[int, ...]
+    """One for each id, rising."""
+    ids: np.ndarray
 
 
 class Vocabulary:
@@ -89,9 +110,10 @@ class Vocabulary:
         self.default_metre = self.metres.index((4, 4))
         unit = max(d for _, d in self.metres)
         self.ticks_per_quarter = self.steps_per_beat * unit // 4
-        self.ticks_per_step = np.array([unit // d for _, d in self.metres])
-        self.bar_steps = np.array([n * self.steps_per_beat for n, _ in self.metres])
-        self.bar_ticks = self.bar_steps * self.ticks_per_step
+        self.ticks_per_step = [unit // d for _, d in self.metres]
+        self.bar_steps = [n * self.steps_per_beat for n, _ in self.metres]
+        self.bar_ticks = [n * self.steps_per_beat * unit // d for n, d in self.metres]
+        """Of each metre."""
         self.eos_id = tokenizer.eos_id
         self._pitches = range(config.pitch_range[0], config.pitch_range[1] + 1)
         self._position = self.steps_per_beat // config.max_num_pos_per_beat
@@ -102,13 +124,15 @@ class Vocabulary:
         self.base_ids = {
             kind: (
                 np.array([id for base, id in self.id_of.items() if base.kind == kind], dtype=np.int64),
-                np.array([base.value for base in self.id_of if base.kind == kind]),
+                np.array([base.value for base in self.id_of if base.kind == kind], dtype=dtype),
             )
-            for kind in (POSITION, SHIFT, PROGRAM, TEMPO)
+            for kind, dtype in ((Kind.POSITION, int), (Kind.SHIFT, int), (Kind.PROGRAM, int), (Kind.TEMPO, float))
         }
         """The ids of base tokens of a kind, and their values."""
-        self.shifts = sorted(int(b.value) for b in self.id_of if b.kind == SHIFT and b.value > 0)
+        self.shifts = sorted(int(b.value) for b in self.id_of if b.kind == Kind.SHIFT and b.value > 0)
         self.follows = self._follows()
+        self.before_note = {Kind.POSITION, Kind.PROGRAM} | ({Kind.SHIFT} if self.scheme == "structured" else set())
+        """Kinds behind which a note must begin in the same moment."""
         self._summarize()
 
     def __len__(self) -> int:
@@ -116,65 +140,62 @@ class Vocabulary:
 
     def _base(self, token: str) -> Base:
         name, _, value = token.partition("_")
-        kind = KINDS.get(name, OTHER)
-        if kind == BAR and value != "None":
+        kind = KINDS.get(name, Kind.OTHER)
+        if kind == Kind.BAR and value != "None":
             raise TokenizerError("this tokenizer numbers its bars, or writes their ends: generation does not follow")
-        if kind == METRE:
+        if kind == Kind.METRE:
             n, d = value.split("/")
             return Base(kind, self.metres.index((int(n), int(d))))
-        if kind == POSITION:
+        if kind == Kind.POSITION:
             return Base(kind, int(value) * self._position)
-        if kind in (SHIFT, DURATION):
+        if kind in (Kind.SHIFT, Kind.DURATION):
             beats, parts, resolution = (int(part) for part in value.split("."))
             return Base(kind, beats * self.steps_per_beat + parts * self.steps_per_beat // resolution)
-        if kind == TEMPO:
+        if kind == Kind.TEMPO:
             return Base(kind, float(value))
-        if kind == PROGRAM:
+        if kind == Kind.PROGRAM:
             return Base(kind, int(value) % 129)  # drums are written -1
-        if kind in (ON, OFF) and int(value) not in self._pitches:
-            return Base(OTHER)  # drums beyond the range of pitches: miditok does not decode them
-        if kind in (ON, OFF, VELOCITY):
+        if kind in (Kind.ON, Kind.OFF) and int(value) not in self._pitches:
+            return Base(Kind.OTHER)  # drums beyond the range of pitches: miditok does not decode them
+        if kind in (Kind.ON, Kind.OFF, Kind.VELOCITY):
             return Base(kind, int(value), name in ("PitchDrum", "DrumOn", "DrumOff"))
         return Base(kind)
 
-    def _follows(self) -> dict[int, frozenset[int]]:
+    def _follows(self) -> dict[Kind, frozenset[Kind]]:
         """Kind -> the kinds that may come next."""
-        note_begins = {ON, PROGRAM}
+        K = Kind
+        begins = {K.PROGRAM} if self.each_program else {K.ON, K.PROGRAM}
         if self.scheme == "structured":
-            table: dict[int, set[int]] = {START: {SHIFT}, SHIFT: {PROGRAM}, DURATION: {SHIFT}}
+            table: dict[Kind, set[Kind]] = {K.START: {K.SHIFT}, K.SHIFT: {K.PROGRAM}, K.DURATION: {K.SHIFT}}
         elif self.scheme == "remi":
-            note_begins = {PROGRAM} if self.each_program else note_begins
-            leaves = {POSITION, BAR}
+            leaves = {K.POSITION, K.BAR}
             table = {
-                START: {BAR},
-                BAR: {METRE} if self.has_metres else leaves,
-                METRE: leaves,
-                POSITION: {TEMPO} | note_begins,
-                TEMPO: note_begins | leaves,
-                DURATION: note_begins | leaves,
+                K.START: {K.BAR},
+                K.BAR: {K.METRE} if self.has_metres else leaves,
+                K.METRE: leaves,
+                K.POSITION: {K.TEMPO} | begins,
+                K.TEMPO: begins | leaves,
+                K.DURATION: begins | leaves,
             }
         else:
-            note_begins = {PROGRAM} if self.each_program else note_begins
-            if self.scheme == "midilike":
-                note_begins = note_begins | {OFF}
+            plays = begins | {K.OFF} if self.scheme == "midilike" else begins
             table = {
-                START: {METRE} if self.has_metres else {TEMPO} if self.has_tempos else note_begins | {SHIFT},
-                METRE: {TEMPO, SHIFT} | note_begins,
-                TEMPO: {SHIFT} | note_begins,
-                SHIFT: {SHIFT, METRE, TEMPO} | note_begins,
-                DURATION: {SHIFT} | note_begins,
+                K.START: {K.METRE} if self.has_metres else {K.TEMPO} if self.has_tempos else plays | {K.SHIFT},
+                K.METRE: {K.TEMPO, K.SHIFT} | plays,
+                K.TEMPO: {K.SHIFT} | plays,
+                K.SHIFT: {K.SHIFT, K.METRE, K.TEMPO} | plays,
+                K.DURATION: {K.SHIFT} | plays,
                 # the ends of notes are written before the beginnings: a note ends in a moment behind its own
-                VELOCITY: {SHIFT} | note_begins - {OFF},
-                OFF: {SHIFT} | note_begins,
+                K.VELOCITY: {K.SHIFT} | begins,
+                K.OFF: {K.SHIFT} | plays,
             }
-        table[PROGRAM] = {ON, OFF} if self.scheme == "midilike" else {ON}
-        table[ON] = {VELOCITY}
+        table[K.PROGRAM] = {K.ON, K.OFF} if self.scheme == "midilike" else {K.ON}
+        table[K.ON] = {K.VELOCITY}
         if self.scheme != "midilike":
-            table[VELOCITY] = {DURATION}
+            table[K.VELOCITY] = {K.DURATION}
         return {kind: frozenset(after) for kind, after in table.items()}
 
     def _summarize(self) -> None:
-        V = len(self.tokens)
         walks = [self._walk(base) for base in self.tokens]
 
         def column(name: str, dtype: type = np.int32) -> np.ndarray:
@@ -182,13 +203,15 @@ class Vocabulary:
 
         self.size = np.array([len(base) for base in self.tokens])
         self.ok = column("ok", bool)
-        self.first = np.array([base[0].kind if base else OTHER for base in self.tokens])
+        self.first = np.array([base[0].kind if base else Kind.OTHER for base in self.tokens])
         self.first_value = np.array([int(base[0].value) if base else 0 for base in self.tokens])
-        self.last = np.array([base[-1].kind if base else OTHER for base in self.tokens])
         self.metre = column("metre")
+        says = self.metre >= 0
+        self.own_tick = np.where(says, np.array(self.ticks_per_step)[self.metre], 0)
+        self.own_bar = np.where(says, np.array(self.bar_ticks)[self.metre], 0)
+        """Ticks of a step, and of a bar, in the metre that an id says; 0: none."""
         self.tempo = column("tempo", np.float64)
         self.tempos = column("tempos")
-        self.position_first = column("position_first")
         self.position_last = column("position_last")
         self.reach = column("reach")
         self.shift_first = column("shift_first")
@@ -196,10 +219,11 @@ class Vocabulary:
         self.end_now = column("end_now")
         self.end_bar = column("end_bar")
         self.lead_duration = column("lead_duration")
-        self.latest = np.minimum(self.position_first - 1, column("now_limit")).astype(np.int16)
+        # int16 for what every mask looks at: of so many ids, memory is what a mask costs
+        self.latest = np.minimum(column("position_first", np.int16) - 1, column("now_limit", np.int16))
         """The last step in its bar at which an id may begin: its first position rises, its notes do not overlap."""
         self.inherits = column("inherits")
-        self.low = column("low")
+        self.low = column("low", np.int16)
         self.program = column("program_first")
         self.program_low = column("program_low")
         self.program_again = column("program_again", bool)
@@ -208,37 +232,37 @@ class Vocabulary:
         self.onset_in_bar = column("onset_in_bar", bool)
         self.onset_first = column("onset_first")
         self.notes = column("notes")
-        self.onsets = np.array([sum(token.kind == ON for token in base) for base in self.tokens])
         self.peak = column("peak")
-        self.offs = column("offs")
+        self.offs = column("offs", np.int16)
         self.tail_program = column("tail_program")
         self.tail_pitch = column("tail_pitch")
         self.tail_now = column("tail_now", bool)
-        self.new_bar = self.first == BAR
-        self.demands = np.isin(self.last, (POSITION, PROGRAM)) | ((self.scheme == "structured") & (self.last == SHIFT))
-        """Ids behind which a note must begin in the same moment."""
-        self.uses = np.zeros((V, DRUMS + 1), dtype=bool)
+        self.new_bar = self.first == Kind.BAR
+        self.demands = np.array([bool(base) and base[-1].kind in self.before_note for base in self.tokens])
+        """Ids that end with such a kind."""
+        self.uses = np.zeros((len(self), DRUMS + 1), dtype=bool)
         for id, base in enumerate(self.tokens):
             for token in base:
-                if token.kind == PROGRAM:
+                if token.kind == Kind.PROGRAM:
                     self.uses[id, int(token.value)] = True
-        self.most_programs = int(self.uses.sum(axis=1).max(initial=0))
-        self.rebarred = np.flatnonzero(self.ok & (self.new_bar | (self.metre >= 0)))
+        self.programs = self.uses.sum(axis=1)
+        """How many an id says."""
+        self.rebarred = np.flatnonzero(self.ok & (self.new_bar | says))
         """Ids whose times are counted from a bar line, or by a metre, other than that of the moment before."""
         steps = max(int(column.max(initial=0)) for column in (self.end_now, self.end_bar, self.advance, self.reach))
-        self.farthest = int(steps * self.ticks_per_step.max() + 2 * self.bar_ticks.max())
+        self.farthest = steps * max(self.ticks_per_step) + 2 * max(self.bar_ticks)
         """No id reaches farther, in ticks, whatever it says of its metre."""
         self.most_notes = int(self.notes.max(initial=0))
 
-        rows = sorted(
-            (row for id, walk in enumerate(walks) if walk.ok for row in walk.rows(id)), key=lambda row: row[2]
-        )
-        table = np.array(rows, dtype=np.int32).reshape(-1, 6)
-        # the first beginning or end of each (program, pitch) in each id, by pitch; program -1 is that in force
-        self.row_id, self.row_program, self.row_pitch, self.row_kind, self.row_in_bar, self.row_steps = table.T.copy()
-        self.row_metre = self.metre[self.row_id]
-        self.row_rebarred = self.new_bar[self.row_id] | (self.row_metre >= 0)
-        self._pitch_rows = np.searchsorted(self.row_pitch, np.arange(129))
+        groups: dict[tuple[tuple[int, int], tuple[bool, bool, bool, int]], list[tuple[int, int]]] = defaultdict(list)
+        for id, walk in enumerate(walks):
+            for key, (kind, in_bar, steps) in walk.seen.items() if walk.ok else ():
+                groups[key, (kind == Kind.ON, in_bar, bool(self.new_bar[id]), walk.metre)].append((steps, id))
+        self.touches: dict[tuple[int, int], list[Touch]] = {}
+        """(program, pitch) -> the ids that begin or end such a note; program -1 is that in force."""
+        for (key, how), found in groups.items():
+            when, ids = zip(*sorted(found), strict=True)
+            self.touches.setdefault(key, []).append(Touch(*how, when, np.array(ids)))
 
     def spell(self, tokens: Sequence[Base]) -> list[int]:
         """Base tokens -> ids, each as long as there is one."""
@@ -255,21 +279,15 @@ class Vocabulary:
         found: list[Base] = []
         while steps > 0:
             longest = max(shift for shift in self.shifts if shift <= steps)
-            found.append(Base(SHIFT, longest))
+            found.append(Base(Kind.SHIFT, longest))
             steps -= longest
         return found
-
-    def rows_of(self, pitches: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-        """The rows of these pitches, and for each of them its index in `pitches`."""
-        bounds = [(int(self._pitch_rows[pitch]), int(self._pitch_rows[pitch + 1])) for pitch in pitches]
-        rows = np.concatenate([np.arange(a, b) for a, b in bounds])
-        return rows, np.repeat(np.arange(len(pitches)), [b - a for a, b in bounds])
 
     def _walk(self, base: tuple[Base, ...]) -> _Walk:
         walk = _Walk(self)
         previous = None
         for index, token in enumerate(base):
-            if token.kind == OTHER or (previous is not None and token.kind not in self.follows.get(previous, ())):
+            if token.kind == Kind.OTHER or (previous is not None and token.kind not in self.follows.get(previous, ())):
                 walk.ok = False
             if not walk.ok:
                 return walk
@@ -311,6 +329,8 @@ class _Walk:
         """The last note of the moment it ends in, where another must follow in it; -2: none."""
         self.tail_now = False
         """Whether one must follow in the moment it begins in, behind notes that only the beginning knows."""
+        self.seen: dict[tuple[int, int], tuple[Kind, bool, int]] = {}
+        """(program, pitch) -> what the id does first with it (ON or OFF), and when: from the bar line or not, steps."""
         # where the walk is
         self._program = -1
         self._in_bar = False  # times are from the bar line, no more from the beginning
@@ -323,32 +343,28 @@ class _Walk:
         self._program_time = 0  # when the first program came
         self._ends: dict[tuple[int, int], tuple[bool, int]] = {}
         self._sounding: set[tuple[int, int]] = set()
-        self._seen: dict[tuple[int, int], tuple[int, bool, int]] = {}
         self._level = 0
         self._onsets: list[tuple[bool, int, int]] = []
 
-    def rows(self, id: int) -> list[tuple[int, int, int, int, int, int]]:
-        return [(id, p, pitch, kind, int(in_bar), t) for (p, pitch), (kind, in_bar, t) in self._seen.items()]
-
     def step(self, index: int, token: Base) -> None:
         v, value = self.vocabulary, int(token.value)
-        if token.kind != SHIFT:
+        if token.kind != Kind.SHIFT:
             self._shift = None
-        if token.kind == BAR:
+        if token.kind == Kind.BAR:
             self.ok = index == 0  # a bar line further on is reached by the tokens it is made of
             self._moment(in_bar=True, time=0)
-        elif token.kind == METRE:
+        elif token.kind == Kind.METRE:
             self.ok = index == 0 or (index == 1 and v.scheme == "remi")
             self.metre = value
             if v.scheme == "remi":
                 self._moment(in_bar=True, time=0)
-        elif token.kind == POSITION:
+        elif token.kind == Kind.POSITION:
             self.ok = value > self.position_last
             if self.position_first == NONE:
                 self.position_first = value
             self.position_last = value
             self._moment(in_bar=True, time=value)
-        elif token.kind == SHIFT:
+        elif token.kind == Kind.SHIFT:
             if index == 0:
                 self.shift_first = value
             elif v.scheme != "structured" and self._shift is not None:
@@ -357,15 +373,15 @@ class _Walk:
             self._shift = value
             if value:
                 self._moment(in_bar=False, time=self._time + value)
-        elif token.kind == TEMPO:
+        elif token.kind == Kind.TEMPO:
             self.tempos += 1
             self.ok = self.tempos == 1
             self.tempo = token.value
-        elif token.kind == PROGRAM:
+        elif token.kind == Kind.PROGRAM:
             self._set_program(value)
-        elif token.kind in (ON, OFF):
+        elif token.kind in (Kind.ON, Kind.OFF):
             self._note(token.kind, value, token.drum)
-        elif token.kind == DURATION:
+        elif token.kind == Kind.DURATION:
             self._duration(index, value)
 
     def _moment(self, *, in_bar: bool, time: int) -> None:
@@ -389,7 +405,7 @@ class _Walk:
             self._noted = False
         self._program = rank
 
-    def _note(self, kind: int, pitch: int, drum: bool) -> None:
+    def _note(self, kind: Kind, pitch: int, drum: bool) -> None:
         v = self.vocabulary
         if self._program < 0:
             if self.inherits not in (0, 1 + drum):
@@ -398,13 +414,13 @@ class _Walk:
         elif (self._program == DRUMS) != drum:
             self.ok = False
         key = (self._program, pitch)
-        if key not in self._seen:
-            self._seen[key] = (kind, self._in_bar, self._time)
-            self.offs += kind == OFF
-        elif v.scheme == "midilike" and (kind == ON) == (key in self._sounding):
+        if key not in self.seen:
+            self.seen[key] = (kind, self._in_bar, self._time)
+            self.offs += kind == Kind.OFF
+        elif v.scheme == "midilike" and (kind == Kind.ON) == (key in self._sounding):
             self.ok = False
         self._noted = True
-        if kind == OFF:
+        if kind == Kind.OFF:
             self._sounding.discard(key)
             self._level -= 1
             return
@@ -464,12 +480,12 @@ class _Walk:
             self.ok = False
             return
         self.reach = self.position_last
-        if base[0].kind == BAR or (base[0].kind == METRE and v.scheme == "remi"):  # a bar of its own: known here
+        if base[0].kind == Kind.BAR or (base[0].kind == Kind.METRE and v.scheme == "remi"):
+            # a bar of its own: known here
             metre = self.metre if self.metre >= 0 else v.default_metre
             self.ok &= self.position_last < int(v.bar_steps[metre])
             self.position_first, self.position_last = NONE, -1
-        last = base[-1].kind
-        if last in (POSITION, PROGRAM) or (last == SHIFT and v.scheme == "structured"):
+        if base[-1].kind in v.before_note:
             self._count_onset()
             if v.each_program and (self._noted or (self.program_again and self._high < 0)):
                 self.tail_program = self._program

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import os
 import random
 from importlib.util import find_spec
 from pathlib import Path
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # before torch is imported: processes that share cores slow each other down
+    os.environ["OMP_NUM_THREADS"] = "1"
+
+import hypothesis
 import pytest
 import symusic
 
 from musicgpt.cli import main
 from musicgpt.midi import read_abc, write_midi
+
+# how long an example takes is the machine's affair, and the same examples come each time
+hypothesis.settings.register_profile("suite", deadline=None, derandomize=True)
+hypothesis.settings.load_profile("suite")
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 

@@ -12,30 +12,34 @@ import torch
 
 from musicgpt import midi
 from musicgpt.batches import IGNORED, Batches, Window, windows_in_order
-from musicgpt.shards import Shard, ShardWriter
+from musicgpt.shards import Shard
 from musicgpt.tokenizer import Tokenizer, new_tokenizer
 
 BOS, EOS = 1, 2
 
 
+def shard_of(documents: list[list[list[int]]]) -> Shard:
+    """Documents, each the list of its sequences, as they stand in the files of a split."""
+    sequences = [sequence for document in documents for sequence in document]
+    ends = np.cumsum([len(sequence) for sequence in sequences])
+    ids = np.array([id for sequence in sequences for id in sequence], dtype=np.uint32)
+    return Shard(ids, np.append(0, ends), np.append(0, np.cumsum([len(document) for document in documents])))
+
+
 @pytest.fixture
-def shard(tmp_path: Path) -> Shard:
+def shard() -> Shard:
     """30 documents of 3 variants, and all ids but BOS and EOS different."""
     random = np.random.default_rng(0)
     number = 10
-    with ShardWriter(tmp_path, "train", 100_000) as writer:
-        for _ in range(30):
-            sequences = []
-            for _ in range(3):
-                length = int(random.integers(1, 60))
-                sequences.append([BOS, *range(number, number + length), EOS])
-                number += length
-            writer.add(sequences)
-    ids, offsets, documents = (
-        np.fromfile(tmp_path / f"train.{part}", dtype=dtype)
-        for part, dtype in (("ids", "<u4"), ("offsets", "<i8"), ("documents", "<i8"))
-    )
-    return Shard(ids, offsets, documents)
+    documents = []
+    for _ in range(30):
+        sequences = []
+        for _ in range(3):
+            length = int(random.integers(1, 60))
+            sequences.append([BOS, *range(number, number + length), EOS])
+            number += length
+        documents.append(sequences)
+    return shard_of(documents)
 
 
 def anywhere(ids: np.ndarray, first: int) -> tuple[int, list[int]]:
@@ -127,10 +131,8 @@ def test_the_documents_of_a_step_are_those_in_its_windows(shard: Shard) -> None:
         assert len(set(made.documents(step)) - inside) <= 2  # a window may hold no more than a BOS of one
 
 
-def test_a_corpus_smaller_than_a_window_repeats(tmp_path: Path) -> None:
-    with ShardWriter(tmp_path, "train", 100) as writer:
-        writer.add([[BOS, 10, 11, EOS]])
-    tiny = Shard(np.fromfile(tmp_path / "train.ids", dtype="<u2"), np.array([0, 4]), np.array([0, 1]))
+def test_a_corpus_smaller_than_a_window_repeats() -> None:
+    tiny = shard_of([[[BOS, 10, 11, EOS]]])
     ids, targets = batches(tiny, batch_size=1)[0]
     assert ids[0].tolist() == [BOS, 10, 11, EOS] * 4
     assert targets[0].tolist() == [10, 11, EOS, IGNORED] * 4
@@ -174,20 +176,17 @@ def test_validation_scores_each_id_once(shard: Shard) -> None:
     assert 0 < sum(ids.numel() for ids, _ in few) <= 100
 
 
-def music_shard(folder: Path, corpora: list[Path], tokenizer: Tokenizer[object], end: bool = True) -> Shard:
-    folder.mkdir()
-    with ShardWriter(folder, "train", tokenizer.vocab_size) as writer:
-        for score in (midi.read_scores(path)[0][0] for path in corpora):
-            if score.note_num() < 2500:
-                ids = tokenizer.encode(score)
-                writer.add([[tokenizer.bos_id, *ids, *([tokenizer.eos_id] if end else [])]])
-    return Shard(np.fromfile(folder / "train.ids", dtype="<u2"), np.array(writer.offsets), np.array(writer.documents))
+def music_shard(corpora: list[Path], tokenizer: Tokenizer[object], end: bool = True) -> Shard:
+    scores = [midi.read_scores(path)[0][0] for path in corpora]
+    tail = [tokenizer.eos_id] if end else []
+    encoded = [tokenizer.encode(score) for score in scores if score.note_num() < 2500]
+    return shard_of([[[tokenizer.bos_id, *ids, *tail]] for ids in encoded])
 
 
 @pytest.fixture(params=["remi", "tsd", "midilike", "structured"])
-def music(request: pytest.FixtureRequest, tmp_path: Path, corpora: list[Path]) -> tuple[Shard, Batches]:
+def music(request: pytest.FixtureRequest, corpora: list[Path]) -> tuple[Shard, Batches]:
     tokenizer = new_tokenizer(request.param)
-    shard = music_shard(tmp_path / "music", corpora, tokenizer)
+    shard = music_shard(corpora, tokenizer)
     return shard, batches(shard, tokenizer.window, n_positions=256, bos_id=tokenizer.bos_id, eos_id=tokenizer.eos_id)
 
 
@@ -242,9 +241,9 @@ def test_what_is_skipped_in_one_epoch_is_learned_in_another(music: tuple[Shard, 
     assert (epochs_seen[shard.ids != made.unscored] > 0).all()
 
 
-def test_a_piece_without_an_end_is_followed_by_the_next(tmp_path: Path, corpora: list[Path]) -> None:
+def test_a_piece_without_an_end_is_followed_by_the_next(corpora: list[Path]) -> None:
     tokenizer = new_tokenizer("remi")
-    shard = music_shard(tmp_path / "music", corpora, tokenizer, end=False)
+    shard = music_shard(corpora, tokenizer, end=False)
     made = batches(shard, tokenizer.window, n_positions=1024, bos_id=tokenizer.bos_id, eos_id=tokenizer.eos_id)
     bar = tokenizer.wrapped.vocab["Bar_None"]
     for step in range(25):

@@ -184,7 +184,8 @@ def test_what_is_no_checkpoint_is_refused(tmp_path: Path, run: Path) -> None:
 
 def test_a_run_means_its_best_checkpoint(run: Path) -> None:
     assert resolve_checkpoint(run) == run / "best"
-    assert resolve_checkpoint(run / "last") == run / "last"
+    newest = run / "checkpoints" / "000008"
+    assert resolve_checkpoint(newest) == newest
 
 
 def test_the_hash_of_a_model_is_that_of_what_it_computes(tmp_path: Path) -> None:

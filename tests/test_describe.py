@@ -26,6 +26,7 @@ from musicgpt.errors import InputError, MusicGPTError, UsageError
 from musicgpt.files import write_json
 from musicgpt.midi import write_midi
 from musicgpt.provenance import PROVENANCE, provenance_text
+from musicgpt.shards import FORMAT
 from musicgpt.tokenizer import new_tokenizer
 
 
@@ -83,7 +84,11 @@ def test_a_piece_in_bars_beats_and_seconds_counted_by_hand(tmp_path: Path) -> No
     (piece,) = found["each"]
     assert (found["format"], found["pieces"], piece["ticks_per_quarter"], piece["notes"]) == ("MIDI", 1, 480, 3)
     assert piece["bars"] == 3 + 2 + 1 + 1
-    assert piece["beats"] == 3 * 4 + 2 * 6 + 1.5 + 3
+    assert piece["beats_of_the_metre"] == 3 * 4 + 2 * 6 + 1.5 + 3
+    assert piece["end_of_track"] == {"bar": 7 + 28, "quarter_notes": round(50_001 / 480, 3)}  # behind the pedal
+    write_midi(make_score(), tmp_path / "closed.mid", end=52_800)
+    (closed,) = describe(tmp_path / "closed.mid")["each"]
+    assert closed == piece | {"end_of_track": {"bar": 7 + 30, "quarter_notes": 110.0}}
     assert piece["seconds"] == pytest.approx(12 / 2 + (2 * 3 + 1.5 + 3) * 1.0)  # not the pedal's 90
     assert [s["bar"] for s in piece["time_signatures"]["first"]] == [1, 4, 6, 7]
     assert [(t["bar"], t["tempo_bpm"]) for t in piece["tempos"]["first"]] == [(1, 120), (4, 60)]
@@ -94,6 +99,8 @@ def test_a_piece_in_bars_beats_and_seconds_counted_by_hand(tmp_path: Path) -> No
     assert (by_drum[True]["instrument"], by_drum[True]["pitch_names"]) == ("Drums", None)
     words = in_words(found)
     assert "\x1b" not in words
+    assert re.search(r"beats of the metre +28.5\n", words)
+    assert re.search(r"end of track +bar 35, quarter notes 104.169\n", words)
     assert "4/4 from bar 1, 6/8 from bar 4, 3/4 from bar 6, 3/4 from bar 7" in words
 
 
@@ -109,6 +116,8 @@ def test_real_music_against_mido_and_pretty_midi(corpora: list[Path]) -> None:
         assert found["seconds"] == pytest.approx(max(note.end for note in notes), abs=0.01), path
         assert found["each"][0]["ticks_per_quarter"] == mido.MidiFile(path).ticks_per_beat
         assert found["each"][0]["velocities"]["highest"] == max(note.velocity for note in notes)
+        last = max(sum(message.time for message in track) for track in mido.MidiFile(path).tracks)
+        assert found["each"][0]["end_of_track"]["quarter_notes"] == round(last / theirs.resolution, 3)
         sounding = [m for t in mido.MidiFile(path).tracks for m in t if m.type == "note_on" and m.velocity]
         assert abs(found["notes"] - len(sounding)) <= 0.01 * len(sounding), path  # notes that never end
         _, times = theirs.get_tempo_changes()
@@ -228,7 +237,7 @@ def test_shards_that_are_cut_short_are_refused(run: Path, tmp_path: Path, capsys
     shutil.copytree(run / "shards", tmp_path / "shards")
     (tmp_path / "shards" / "val.ids").write_bytes(b"1")
     assert "val.ids has 1 bytes, expected" in refused(f"inspect {tmp_path / 'shards'}", capsys)
-    write_json(tmp_path / "shards" / "manifest.json", {"format": 1, "splits": {}, "source": {}})
+    write_json(tmp_path / "shards" / "manifest.json", {"format": FORMAT, "splits": {}, "source": {}})
     assert "is no manifest of shards" in refused(f"inspect {tmp_path / 'shards'}", capsys)
 
 
@@ -292,8 +301,9 @@ def test_a_run(run: Path) -> None:
     assert found["hours"] == pytest.approx(sum(row["seconds"] for row in rows) / 3600, abs=1e-4)
     assert found["baselines"] == json.loads((run / "baselines.json").read_text())
     weights = sum(weight.numel() for weight in load_model(run).parameters())
-    assert found["checkpoints"]["best"]["weights"] == found["checkpoints"]["last"]["weights"] == weights
-    assert (found["checkpoints"]["best"]["step"], found["checkpoints"]["last"]["step"]) == (8, 8)
+    steps = {"best": 8, "checkpoints/000008": 8, "checkpoints/000004": 4}
+    assert {name: part["step"] for name, part in found["checkpoints"].items()} == steps
+    assert {part["weights"] for part in found["checkpoints"].values()} == {weights}
     assert found["model"] == {"n_layer": 4, "n_head": 4, "n_embd": 256, "n_positions": 128, "vocab_size": 1396}
 
 
@@ -321,16 +331,16 @@ def test_describing_changes_nothing(run: Path, tmp_path: Path) -> None:
     shutil.copytree(run, tmp_path / "run")
     (tmp_path / "run" / "best").rename(tmp_path / "run" / "best.old")
     before = sorted(tmp_path.rglob("*"))
-    assert list(describe(tmp_path / "run")["checkpoints"]) == ["last"]
+    assert list(describe(tmp_path / "run")["checkpoints"]) == ["checkpoints/000008", "checkpoints/000004"]
     assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_a_checkpoint_is_described_without_its_weights(run: Path, tmp_path: Path) -> None:
     model = load_model(run)
-    found = describe(run / "last")
+    found = describe(run / "checkpoints" / "000008")
     assert (found["kind"], found["model_type"], found["dtype"], found["step"]) == ("checkpoint", "gpt2", "float32", 8)
     assert found["weights"] == sum(weight.numel() for weight in model.parameters()) == model.config.n_parameters
-    assert found["bytes"] == sum(path.stat().st_size for path in (run / "last").iterdir())
+    assert found["bytes"] == sum(path.stat().st_size for path in (run / "checkpoints" / "000008").iterdir())
     assert found["tokenizer"] == {"scheme": "remi", "vocab_size": 1396}
     whole = (run / "best" / "model.safetensors").read_bytes()
     head = 8 + struct.unpack("<Q", whole[:8])[0]
@@ -363,7 +373,9 @@ def test_a_text(tmp_path: Path) -> None:
     assert (found["kind"], found["bytes"], found["characters"], found["lines"]) == ("text", 28, 25, 3)
 
 
-@pytest.mark.parametrize("name", ["", "best", "last", "shards", "shards/ledger.jsonl", "run.json", "TUNE"])
+@pytest.mark.parametrize(
+    "name", ["", "best", "checkpoints/000008", "shards", "shards/ledger.jsonl", "run.json", "TUNE"]
+)
 def test_json_is_one_object_that_comes_back(
     name: str, run: Path, folk: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

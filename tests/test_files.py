@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from musicgpt.errors import InputError
-from musicgpt.files import directory_in_place, read_json, recover, set_aside, write_bytes, write_json
+from musicgpt.files import directory_in_place, locked, read_json, recover, set_aside, write_bytes, write_json
 
 
 def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
@@ -73,3 +73,24 @@ def test_what_is_no_json_object_is_refused(text: str | bytes, tmp_path: Path) ->
 def test_a_missing_folder_is_an_input_error(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="cannot write"):
         write_bytes(tmp_path / "no" / "file", b"")
+
+
+def test_one_process_at_a_time_and_a_dead_one_holds_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "shards"
+    code = (
+        "import sys; from pathlib import Path; from musicgpt.files import locked\n"
+        "with locked(Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()\n"
+    )
+    holder = subprocess.Popen(
+        [sys.executable, "-c", code, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    with holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(InputError, match=rf"shards is being written by another process \(pid {holder.pid}\)"):
+            locked(path).__enter__()
+        holder.kill()
+    for _ in range(2):
+        with locked(path), pytest.raises(InputError, match="another process"):
+            locked(path).__enter__()
+    assert list(path.parent.iterdir()) == []

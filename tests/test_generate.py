@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,6 +27,11 @@ def gpt() -> GPT:
     return model.eval()
 
 
+def new_ids(*arguments: Any, **options: Any) -> Iterator[list[int | None]]:
+    """The ids that `generate` yields."""
+    return (ids for ids, _ in generate(*arguments, **options))
+
+
 def plainly(model: GPT, prompt: list[int], n: int, seed: int) -> list[int]:
     """The same without a cache: a window that is halved whenever it is full."""
     ids, start = list(prompt), 0
@@ -42,13 +48,13 @@ def plainly(model: GPT, prompt: list[int], n: int, seed: int) -> list[int]:
 @pytest.mark.parametrize("length", [1, 5, 31, 32])
 def test_far_beyond_the_context_the_ids_are_those_of_plain_recomputation(gpt: GPT, length: int) -> None:
     prompt = torch.randint(0, 97, (length,)).tolist()
-    steps = list(generate(gpt, prompt, SamplingConfig(), max_new_tokens=150, seed=9))
+    steps = list(new_ids(gpt, prompt, SamplingConfig(), max_new_tokens=150, seed=9))
     assert [step[0] for step in steps] == plainly(gpt, prompt, 150, seed=9)
 
 
 def test_a_row_does_not_depend_on_how_many_there_are(gpt: GPT) -> None:
     def rows(n: int) -> list[list[int | None]]:
-        steps = list(generate(gpt, [1, 2, 3], SamplingConfig(), max_new_tokens=60, seed=4, num_samples=n))
+        steps = list(new_ids(gpt, [1, 2, 3], SamplingConfig(), max_new_tokens=60, seed=4, num_samples=n))
         return [list(row) for row in zip(*steps, strict=True)]
 
     four = rows(4)
@@ -57,7 +63,7 @@ def test_a_row_does_not_depend_on_how_many_there_are(gpt: GPT) -> None:
 
 
 def test_a_sample_ends_behind_its_end_and_the_others_go_on(gpt: GPT) -> None:
-    steps = list(generate(gpt, [1], SamplingConfig(temperature=3), max_new_tokens=400, seed=1, num_samples=3, eos_id=7))
+    steps = list(new_ids(gpt, [1], SamplingConfig(temperature=3), max_new_tokens=400, seed=1, num_samples=3, eos_id=7))
     rows = list(zip(*steps, strict=True))
     ends = [row.index(7) for row in rows if 7 in row]
     assert len(ends) >= 2
@@ -68,7 +74,7 @@ def test_a_sample_ends_behind_its_end_and_the_others_go_on(gpt: GPT) -> None:
 
 
 def test_ids_that_the_tokenizer_lacks_are_never_chosen(gpt: GPT) -> None:
-    steps = list(generate(gpt, [1], SamplingConfig(top_k=None, temperature=5), max_new_tokens=300, seed=0, n_ids=11))
+    steps = list(new_ids(gpt, [1], SamplingConfig(top_k=None, temperature=5), max_new_tokens=300, seed=0, n_ids=11))
     assert {step[0] for step in steps} <= set(range(11))
 
 
@@ -79,7 +85,7 @@ def test_a_prompt_of_no_ids_is_refused(gpt: GPT) -> None:
 
 def test_of_a_long_prompt_the_model_sees_the_last_window(gpt: GPT) -> None:
     prompt = torch.randint(0, 97, (100,)).tolist()
-    steps = list(generate(gpt, prompt, SamplingConfig(), max_new_tokens=9, seed=3))
+    steps = list(new_ids(gpt, prompt, SamplingConfig(), max_new_tokens=9, seed=3))
     assert [step[0] for step in steps] != []
     numbers = torch.from_numpy(uniform(3, 1, 100))
     with torch.inference_mode():
@@ -105,8 +111,8 @@ class Threes:
 def test_a_guide_says_which_ids_may_follow_and_when_a_sample_ends(gpt: GPT) -> None:
     options = {"max_new_tokens": 50, "seed": 1, "num_samples": 2, "guide": Threes(), "state": Threes.State(0)}
     steps = list(generate(gpt, [1], SamplingConfig(), **options))
-    assert len(steps) == 10
-    assert all(id is not None and id % 3 == 0 for step in steps for id in step)
+    assert [states for _, states in steps] == [[n, n] for n in range(1, 11)]
+    assert all(id is not None and id % 3 == 0 for ids, _ in steps for id in ids)
 
 
 @pytest.mark.parametrize("samples", [1, 3])
@@ -119,7 +125,7 @@ def test_windows_begin_where_they_may_and_say_what_they_must(gpt: GPT, samples: 
         return start, [start % 97]
 
     options = {"max_new_tokens": 120, "seed": 5, "num_samples": samples}
-    rows = list(zip(*generate(gpt, [1, 2, 3], SamplingConfig(), window=window, **options), strict=True))
+    rows = list(zip(*new_ids(gpt, [1, 2, 3], SamplingConfig(), window=window, **options), strict=True))
     for row, made in enumerate(rows):
         ids, context = [1, 2, 3], [1, 2, 3]
         with torch.inference_mode():

@@ -39,7 +39,7 @@ from musicgpt.grammar import Grammar
 from musicgpt.midi_tokenizer import SCHEMES, MidiTokenizer
 from musicgpt.model import GPT, GPTConfig
 from musicgpt.state import State
-from musicgpt.vocabulary import BAR, METRE, ON, POSITION, PROGRAM, SHIFT, TEMPO, Base, Vocabulary
+from musicgpt.vocabulary import Base, Kind, Vocabulary
 
 KINDS = [scheme + learned for scheme in SCHEMES for learned in ("", "+bpe")]
 CONSTRAINTS: dict[str, list[Any]] = {
@@ -395,14 +395,14 @@ class Stubborn:
 
     def __init__(self, vocabulary: Vocabulary, step: int, pitch: int) -> None:
         bases = [
-            Base(METRE, vocabulary.metres.index((4, 4))),
-            Base(POSITION, step),
-            Base(TEMPO, 120.0),
-            Base(PROGRAM, 0),
-            Base(ON, pitch),
+            Base(Kind.METRE, vocabulary.metres.index((4, 4))),
+            Base(Kind.POSITION, step),
+            Base(Kind.TEMPO, 120.0),
+            Base(Kind.PROGRAM, 0),
+            Base(Kind.ON, pitch),
         ]
-        self.bar = vocabulary.id_of.get(Base(BAR), vocabulary.id_of.get(Base(SHIFT, 96)))
-        self.shifts = [vocabulary.id_of[Base(SHIFT, steps)] for steps in reversed(vocabulary.shifts)]
+        self.bar = vocabulary.id_of.get(Base(Kind.BAR), vocabulary.id_of.get(Base(Kind.SHIFT, 96)))
+        self.shifts = [vocabulary.id_of[Base(Kind.SHIFT, steps)] for steps in reversed(vocabulary.shifts)]
         self.liked = [vocabulary.id_of[base] for base in bases if base in vocabulary.id_of]
 
     def choose(self, mask: np.ndarray, state: State) -> int:
@@ -481,6 +481,22 @@ def test_a_change_on_the_closing_line_of_a_prompt_is_overruled(kind: str, models
             check_length(piece, played, 2, None)
             if kind != "structured" and asked.get("tempo") == "200":
                 assert {bpm for time, bpm in played.tempos if time >= 4} == {200.0}
+
+
+@pytest.mark.parametrize("kind", SCHEMES)
+def test_behind_notes_of_one_pitch_that_overlap_nothing_leads_to_a_dead_end(kind: str, models: Any) -> None:
+    """The first to begin is the last to end, in the new music; no other pitch may be played."""
+    score = ScoreTick(96)
+    track = TrackTick()
+    track.notes = NoteTickList([NoteTick(0, 424, 60, 80), NoteTick(192, 200, 60, 80)])
+    score.tracks.append(track)
+    vocabulary = models(kind).vocabulary
+    constraints = Constraints(instruments="piano", pitch_range="C4-C4")
+    grammar = Grammar(vocabulary, models(kind).prompt_ids(score), constraints, bars=2)
+    offered = [grammar.advance(grammar.begin, int(id)) for id in np.flatnonzero(grammar.mask(grammar.begin))]
+    assert offered
+    for state in offered:
+        assert state.ended or grammar.mask(state).nonzero()[0].tolist() != [vocabulary.eos_id]
 
 
 @pytest.mark.parametrize("kind", SCHEMES)

@@ -12,6 +12,8 @@ import numpy as np
 import pretty_midi
 import pytest
 import symusic
+from hypothesis import given
+from hypothesis import strategies as st
 
 from musicgpt import midi, provenance
 from musicgpt.describe import describe
@@ -408,6 +410,23 @@ def test_a_cut_is_at_a_bar_line(score: symusic.Score, bars: int, notes: int, las
     assert said == remarks
     assert all(event.time < last * 480 for event in [*piece.time_signatures, *piece.tempos])
     assert midi.fingerprint(score) == whole  # a copy was cut
+
+
+METRES = st.tuples(st.integers(0, 9000), st.integers(1, 13), st.sampled_from([2, 4, 8, 16]))
+
+
+@given(metres=st.lists(METRES, max_size=5, unique_by=lambda metre: metre[0]), bar=st.integers(1, 60))
+def test_bars_follow_each_other_and_are_as_long_as_their_metre(metres: list[tuple[int, int, int]], bar: int) -> None:
+    """Or shorter, where another metre begins."""
+    lines = midi.BarLines(bars_of(*metres))
+    begin, following = lines.begin(bar), lines.begin(bar + 1)
+    beats, unit = lines.metre(bar)
+    assert {lines.bar_at(begin), lines.bar_at(following - 1)} == {bar}
+    assert lines.bar_at(following) == bar + 1
+    assert [(beats, unit)] == [m[1:] for m in [(0, 4, 4), *sorted(metres)] if m[0] <= begin][-1:]
+    assert following - begin == 4 * 480 * beats // unit or following in {time for time, _, _ in metres}
+    beats_there = lines.beats_until(following) - lines.beats_until(begin)
+    assert beats_there == pytest.approx((following - begin) * unit / (4 * 480))
 
 
 def test_a_cut_without_notes_is_refused() -> None:

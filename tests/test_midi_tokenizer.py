@@ -76,7 +76,7 @@ def test_encoding_settles_after_one_pass_and_emits_no_special_ids(
         assert settled == len(scores)  # and already at once, where durations are written as such
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(seed=st.integers(0, 2**32), length=st.integers(0, 300))
 @pytest.mark.parametrize("variety", VARIETY, ids=lambda v: v[0] + ("+bpe" if v[1] else ""))
 def test_any_ids_decode_to_a_score_that_can_be_written(

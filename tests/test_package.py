@@ -73,6 +73,13 @@ def test_no_path_of_a_machine_is_in_the_repository() -> None:
             assert not re.search(r"(^|[\s\"'=])/(home|root|work|tmp)/", (ROOT / name).read_text()), name
 
 
+def test_what_the_readme_points_to_exists() -> None:
+    links = re.findall(r"\]\(([^)#]+)\)", (ROOT / "README.md").read_text())
+    assert links
+    for link in links:
+        assert link.startswith("https://") or (ROOT / link).exists(), link
+
+
 def commands_of(path: Path) -> list[str]:
     """Every `musicgpt …` line in the code blocks of a document, continued lines joined."""
     blocks = re.findall(r"```(?:sh|bash|console)\n(.*?)```", path.read_text(), flags=re.DOTALL)

@@ -133,6 +133,21 @@ def test_what_is_none_of_these_is_refused_with_the_choices(text: str) -> None:
         assert "'K:D DEFG ABcd|'" in message and all(name in message for name in PHRASES)
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("DEFG ABcd", r"there is no file 'DEFG ABcd'; .* ABC with a header or a bar line"),
+        ("K:D hello world", "the prompt is no ABC: 'hello' is neither notes nor a header"),
+        ("DEFG | with words", "the prompt is no ABC: 'with' is neither notes nor a header"),
+        ("X:1\nK:C\n", "the prompt is no ABC: there is no note in it"),
+        ("| " + "DEFG" * 25_000, "the prompt is no ABC: expected at most 100,000 characters"),
+    ],
+)
+def test_what_a_text_lacks_to_be_abc_is_said(text: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        read_phrase(text)
+
+
 def notes_by_mido(path: Path) -> int | None:
     """Notes that begin, counted by another reader; None where it cannot read the file."""
     try:

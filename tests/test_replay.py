@@ -312,7 +312,6 @@ STRICTLY = [
      "Program_-1", "programs rise"),
     ("midilike", "Program_0 NoteOff_60 NoteOn_60", "Program_0 NoteOn_59 Velocity_3 NoteOff_60 NoteOn_60",
      "NoteOffs of a program come before"),
-    ("midilike", "@all", NOTE_OFFS.format(64, 60, 60, 64), "come by onset"),
     *((s, "Duration_1.0.24", "Duration_1.1.24", "while the same still sounds") for s in ("remi", "tsd", "structured")),
     *((s, "Duration_1.0.24", "Duration_3.0.12", "while the same still sounds") for s in ("remi", "tsd", "structured")),
     ("midilike", "NoteOff_60 NoteOn_60", "NoteOn_60", "while the same still sounds"),
@@ -375,6 +374,7 @@ def test_what_real_files_may_do_is_counted(scheme: str, old: str, new: str, reas
         ("tsd", "TimeShift_2.0.12", "TimeShift_5.0.12"),
         ("tsd", "TimeSig_3/4", "TimeShift_4.0.12 TimeSig_3/4"),
         ("midilike", "@all", NOTE_OFFS.format(64, 60, 64, 60)),
+        ("midilike", "@all", NOTE_OFFS.format(64, 60, 60, 64)),  # the ends of notes have no order
         ("midilike", "@all", NOTE_OFFS.format(60, 64, 60, 64)),
         ("structured", "TimeShift_1.0.24", "TimeShift_64.0.2"),
         *((scheme, "@all", SIXTEEN[scheme].replace("_15", "_14").split("Program_14")[0]) for scheme in ("remi", "tsd")),

@@ -21,8 +21,9 @@ from musicgpt import train as train_module
 from musicgpt.checkpoint import load_model
 from musicgpt.cli import main
 from musicgpt.config import PrepareConfig, TrainConfig
-from musicgpt.errors import MusicGPTError, ShardsError, UsageError
+from musicgpt.errors import CheckpointError, MusicGPTError, ShardsError, UsageError
 from musicgpt.prepare import prepare
+from musicgpt.runs import checkpoints
 from musicgpt.train import train
 
 NAMES = ("whole", "parts")
@@ -58,7 +59,8 @@ def test_a_run_holds_all_it_should(run: Path) -> None:
     assert settings["train"]["dtype"] in ("float32", "bfloat16")
     assert set(json.loads((run / "baselines.json").read_text())) == {"unigram", "bigram"}
     assert symusic.Score(run / "samples" / "step_000008.mid") is not None
-    assert load_model(run / "last").config == load_model(run / "best").config
+    assert [path.name for path in checkpoints(run)] == ["000008", "000004"]
+    assert load_model(checkpoints(run)[0]).config == load_model(run / "best").config
     assert not (run / "best" / "optimizer.safetensors").exists()
 
 
@@ -74,7 +76,7 @@ def test_resumed_equals_never_stopped_bit_for_bit(dtype: str, shards: Path, tmp_
     in_a_process(f"{parts} --resume")
     assert losses(tmp_path / "whole") == losses(tmp_path / "parts")
     for part in ("model", "optimizer"):
-        one, other = (load_file(tmp_path / name / "last" / f"{part}.safetensors") for name in NAMES)
+        one, other = (load_file(tmp_path / name / "checkpoints" / "000060" / f"{part}.safetensors") for name in NAMES)
         assert set(one) == set(other)
         assert all(torch.equal(one[key], other[key]) for key in one)
 
@@ -210,7 +212,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(shards: Path, tmp_path: Path) -
     said = str(caught.value)
     assert re.search(r"^the (validation )?loss (of|behind) step \d.* is not finite; training documents .*\[\d", said)
     assert "no checkpoint was written yet" in said
-    assert not (tmp_path / "run" / "last").exists()
+    assert not checkpoints(tmp_path / "run")
 
 
 def test_a_resumed_run_keeps_its_data_whatever_became_of_the_corpus(folk: Path, tmp_path: Path) -> None:
@@ -218,11 +220,11 @@ def test_a_resumed_run_keeps_its_data_whatever_became_of_the_corpus(folk: Path, 
     shutil.copytree(folk, corpus)
     command = f"train {corpus} --out {run} {SMALL} --transpositions 1 --vocab-size 1500"
     main(f"{command} --steps 2".split())
-    before = (run / "shards" / "train.ids").read_bytes(), (run / "last" / "tokenizer.json").read_bytes()
+    before = (run / "shards" / "train.ids").read_bytes(), (run / "best" / "tokenizer.json").read_bytes()
     for path in sorted(corpus.iterdir())[:20]:
         path.unlink()
     main(f"{command} --steps 4 --resume".split())
-    assert before == ((run / "shards" / "train.ids").read_bytes(), (run / "last" / "tokenizer.json").read_bytes())
+    assert before == ((run / "shards" / "train.ids").read_bytes(), (run / "best" / "tokenizer.json").read_bytes())
     with pytest.raises(UsageError, match=r"was begun on .*, not on"):
         train(str(folk), run, TrainConfig(), PrepareConfig(), resume=True, report=quiet)
 
@@ -278,11 +280,14 @@ def test_a_full_disk_keeps_the_last_good_checkpoint_and_says_so(shards: Path, tm
         [sys.executable, "-c", code, *command, "--steps", "6", "--resume"], capture_output=True, text=True, check=False
     )
     assert done.returncode == 1
-    assert re.search(r"^musicgpt: error: cannot write .*last", done.stderr, re.MULTILINE)
+    said = (
+        r"^musicgpt: error: cannot write a checkpoint: .* the last good checkpoint is .*/checkpoints/000002: make room"
+    )
+    assert re.search(said, done.stderr, re.MULTILINE)
     assert "Traceback" not in done.stderr
-    assert json.loads((run / "last" / "training_state.json").read_text())["step"] == 2
-    assert load_model(run / "last")
-    assert sorted(path.name for path in run.iterdir() if "tmp" in path.name) == []
+    assert [path.name for path in checkpoints(run)] == ["000002"]
+    assert load_model(checkpoints(run)[0])
+    assert list(run.rglob("*.tmp*")) == []
     main([*command, "--steps", "4", "--resume"])
     assert [row["step"] for row in rows(run)] == [1, 2, 3, 4]
 
@@ -296,3 +301,100 @@ def test_tensorboard_reads_what_is_written_for_it(shards: Path, tmp_path: Path) 
         round(x, 4) for x in losses(tmp_path / "run")
     ]
     assert [event.step for event in events.Scalars("val_loss")] == [2, 4]
+
+
+def test_the_newest_checkpoints_are_kept_and_a_torn_one_is_never_taken_for_whole(
+    shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    command = f"train {shards} --out {run} {SMALL} --keep-checkpoints 3 --steps 8".split()
+    main(command)
+    assert [path.name for path in checkpoints(run)] == ["000008", "000006", "000004"]
+    made = losses(run)
+    torn, altered, whole = checkpoints(run)
+    (torn / "model.safetensors").write_bytes((torn / "model.safetensors").read_bytes()[:-1])
+    weights = bytearray((altered / "optimizer.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (altered / "optimizer.safetensors").write_bytes(weights)
+    main([*command, "--resume"])
+    said = capsys.readouterr().err
+    assert f"{torn} is not whole (model.safetensors is missing, cut short or altered): going back" in said
+    assert "resuming" in said
+    assert "behind step 4" in said
+    assert losses(run) == made
+    for path in checkpoints(run):
+        (path / "config.json").write_text("{}")
+    with pytest.raises(CheckpointError, match=r"no checkpoint of .* is whole; begin again with --force"):
+        train(str(shards), run, TrainConfig(), PrepareConfig(), resume=True, report=quiet)
+    assert whole.is_dir()
+
+
+def test_two_runs_never_write_into_one_directory(shards: Path, tmp_path: Path) -> None:
+    command = f"train {shards} --out {tmp_path / 'run'} {SMALL} --steps 5000"
+    child = started(command)
+    for how in ("--resume", "--force"):
+        second = subprocess.run(
+            [sys.executable, "-m", "musicgpt", *command.split(), how], capture_output=True, text=True, check=False
+        )
+        assert second.returncode == 1
+        said = rf"musicgpt: error: .*/run is being written by another process \(pid {child.pid}\); wait for it\n"
+        assert re.fullmatch(said, second.stderr)
+    assert child.poll() is None
+    child.kill()  # and nothing is left of its lock
+    child.communicate()
+    main([*command.split()[:-1], str(len(losses(tmp_path / "run")) + 1), "--resume"])
+
+
+def test_activations_worked_out_again_change_nothing(shards: Path, tmp_path: Path) -> None:
+    for name in ("kept", "again"):
+        extra = ["--recompute"] if name == "again" else []
+        main([*f"train {shards} --out {tmp_path / name} {SMALL} --steps 3 --dropout 0.2".split(), *extra])
+    assert losses(tmp_path / "kept") == losses(tmp_path / "again")
+
+
+def test_a_checkpoint_that_was_passed_over_is_not_counted_among_those_to_keep(shards: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    command = f"train {shards} --out {run} {SMALL}".split()
+    main([*command, "--steps", "4"])
+    torn = checkpoints(run)[0]
+    (torn / "config.json").write_text("{}")
+    (checkpoints(run)[1] / ".DS_Store").touch()  # which harms nobody
+    (run / "checkpoints" / "000002-mine").mkdir()
+    main([*command, "--steps", "3", "--resume", "--keep-checkpoints", "1"])
+    assert [path.name for path in checkpoints(run)] == ["000003"]
+    main([*command, "--steps", "4", "--resume"])
+    assert [row["step"] for row in rows(run)] == [1, 2, 3, 4]
+
+
+def test_a_run_goes_on_with_its_own_data_only(folk: Path, tmp_path: Path) -> None:
+    data, run = tmp_path / "shards", tmp_path / "run"
+    prepare(folk, data, PrepareConfig(transpositions=1), report=quiet)
+    command = f"train {data} --out {run} {SMALL} --steps 2".split()
+    main(command)
+    prepare(folk, data, PrepareConfig(transpositions=2), report=quiet)
+    with pytest.raises(ShardsError, match=r"was prepared anew since .* was begun"):
+        train(str(data), run, TrainConfig(), PrepareConfig(), resume=True, report=quiet)
+    with pytest.raises(UsageError, match=r"--tokenizer does not go with .*shards, which is prepared already"):
+        train(
+            str(data),
+            tmp_path / "other",
+            TrainConfig(),
+            PrepareConfig(tokenizer="tsd"),
+            given=frozenset(["tokenizer"]),
+            report=quiet,
+        )
+    (run / "run.json").unlink()
+    for resume in (True, False):
+        with pytest.raises(UsageError, match=r"holds a run: its run.json is gone, choose another --out"):
+            train(str(data), run, TrainConfig(), PrepareConfig(), resume=resume, report=quiet)
+
+
+def test_two_signals_at_once_are_one(shards: Path, tmp_path: Path) -> None:
+    """As a cluster sends them: its scheduler to all, and torchrun to its own."""
+    child = started(f"train {shards} --out {tmp_path / 'run'} {SMALL} --checkpoint-every 5000 --steps 5000")
+    for _ in range(3):
+        child.send_signal(signal.SIGTERM)
+        time.sleep(0.01)
+    _, said = child.communicate(timeout=120)
+    assert child.returncode == 0, said
+    assert len(checkpoints(tmp_path / "run")) == 1
