@@ -171,9 +171,8 @@ def joined(device: torch.device, parallel: str | None) -> Iterator[World]:
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
     store, rank, size = next(rendezvous("env://"))
-    if (
-        os.environ.get("GROUP_WORLD_SIZE") == "1"
-    ):  # on one machine it outlives a restart, with the addresses of the dead
+    # on one machine the store outlives a restart, with the addresses of the dead
+    if os.environ.get("GROUP_WORLD_SIZE") == "1":
         store = PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT')}", store)
     backend = "cuda:nccl,cpu:gloo" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, store=store, rank=rank, world_size=size)

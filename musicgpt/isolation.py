@@ -289,7 +289,7 @@ def serve() -> None:
             if isinstance(message, bytes):
                 try:
                     task = pickle.loads(message)
-                except Exception as error:
+                except Exception as error:  # unpickling runs imports of the caller's, which may raise anything
                     answer([f"{type(error).__name__}: {error}"])
             else:
                 item, seconds = message
@@ -301,7 +301,7 @@ def serve() -> None:
                         answer([] if result is None else [result])
                 except BrokenPipeError:
                     raise
-                except Exception as error:
+                except Exception as error:  # of a reader that may be anybody's: it costs this file
                     answer([Failure(f"cannot be read for a fault of the reader: {_described(error)}")])
                 faulthandler.cancel_dump_traceback_later()
             answer(None)

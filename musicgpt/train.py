@@ -152,7 +152,7 @@ def train(
         world.lead(lambda: tidy(run))
         shards = Shards(world.lead(lambda: _prepared(corpus, run, prepare_config, resume, report, progress)))
         start = world.lead(lambda: newest_checkpoint(run, report)) if resume else None
-        if start is not None and read_json(run / "run.json")["shards"] != shards.manifest["checksums"]:
+        if start is not None and read_json(run / "run.json").get("shards") != shards.manifest["checksums"]:
             raise ShardsError(f"{shards.directory} was prepared anew since {run} was begun: begin again with --force")
         tokenizer = load_tokenizer(shards.directory)
         model = _make_model(config, shards, tokenizer, start, init_from, world, report)
