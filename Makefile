@@ -41,9 +41,29 @@ fuzz: .venv/test
 	$(BIN)/python tests/fuzz.py --seconds $(FUZZ_SECONDS) $(FUZZ_READERS) | tee docs/fuzz-readers.txt
 	$(BIN)/python -m pytest tests/test_grammar.py -k "sampled or exact" --ids 100000 --durations=0 | tee docs/fuzz.txt
 
-# on a quiet machine: what the grammar gives and costs, for a run of POP909
-bench: .venv/test
-	$(BIN)/python benchmarks/grammar.py runs/pop909 | tee docs/grammar.txt
+# on a quiet machine, about an hour: every table of speed, ours and the others in turn. What is not there (a clone of
+# nanoGPT, the corpora) costs its rows only. llama-cpp-python is compiled on installation
+NANOGPT ?= ../nanoGPT
+CORPORA ?= ../shared/data/corpora
+BENCH := docs/bench
+bench: .venv/test runs/bench/best
+	$(INSTALL) --editable '.[bench]'
+	mkdir -p $(BENCH)
+	for model in music gpt2; do $(BIN)/python benchmarks/generating.py --model $$model \
+		--json $(BENCH)/generating-$$model.json | tee $(BENCH)/generating-$$model.md; done
+	for weights in float32 int8; do $(BIN)/python benchmarks/engine.py --weights $$weights --rounds 7 \
+		--checkpoint runs/bench --songs $(CORPORA)/openscore_lieder \
+		--json $(BENCH)/engine-$$weights.json | tee $(BENCH)/engine-$$weights.md; done
+	for table in throughput memory loading small large; do $(BIN)/python benchmarks/training.py $$table \
+		--nanogpt $(NANOGPT) --json $(BENCH)/training-$$table.json | tee $(BENCH)/training-$$table.md; done
+	$(BIN)/python benchmarks/cold_start.py runs/bench --json $(BENCH)/cold_start.json | tee $(BENCH)/cold_start.md
+	$(BIN)/python benchmarks/prepare.py $(CORPORA) --beside-bare 3 | tee $(BENCH)/prepare.md
+	$(BIN)/python benchmarks/grammar.py runs/bench | tee docs/grammar.txt
+
+# a model of songs without merges, for drafting and the grammar; ten minutes
+runs/bench/best: .venv/test
+	$(BIN)/musicgpt train $(CORPORA)/openscore_lieder --out runs/bench --preset music-tiny --steps 600 \
+		--transpositions 3 --force
 
 # long: a training harmed at 100 random moments, each time resumed and compared with the undisturbed one
 faults: .venv/test

@@ -23,6 +23,7 @@ from replay import IllFormed, read_back, replay
 
 import musicgpt
 from musicgpt.compose import LanguageModel
+from musicgpt.cpu_engine import CpuEngine
 from musicgpt.generate import generate
 from musicgpt.grammar import Grammar, Mask
 from musicgpt.midi_tokenizer import MidiTokenizer
@@ -44,7 +45,7 @@ def from_nothing(
 ) -> Iterator[int | None]:
     """The ids of one sequence, at most so many, to `eos_id` where one is given."""
     steps = generate(
-        model.model,
+        model.engine,
         [model.tokenizer.bos_id],
         config,
         max_new_tokens=ids,
@@ -174,6 +175,8 @@ def main() -> None:
     parser.add_argument("--only-cost", action="store_true", help="leave out the table")
     options = parser.parse_args()
     model = musicgpt.load(options.checkpoint)
+    assert isinstance(model.engine, CpuEngine)
+    model.engine.ready()
     if not options.only_cost:
         shares(model, options.n)
         print()
@@ -184,7 +187,10 @@ def main() -> None:
         for preset in ("music-tiny", "music-small"):
             torch.manual_seed(0)
             config = GPTConfig(vocab_size=tokenizer.vocab_size, **PRESETS[preset])
-            cost(LanguageModel(GPT(config), tokenizer), f"{preset} with random weights")
+            gpt = GPT(config)
+            engine = CpuEngine(gpt)
+            engine.ready()
+            cost(LanguageModel(gpt, tokenizer, engine), f"{preset} with random weights")
     first_note(model)
     far(model)
 

@@ -43,7 +43,7 @@ def table() -> None:
     print(f"{'':14}{'devices':>8} {'':5}{'weights':>9}{'gradients':>11}{'moments':>9}{'activations':>13}{'total':>8}")
     for preset in PRESETS:
         for devices, parallel in ((1, "ddp"), (8, "ddp"), (8, "fsdp"), (64, "fsdp")):
-            need = memory(shape(preset), devices=devices, parallel=parallel, recomputed=True)
+            need = memory(shape(preset), devices=devices, parallel=parallel, recomputed=True, optimizer="adamw")
             parts = [value / GIB for value in asdict(need).values()]
             how = "" if devices == 1 else parallel
             print(
@@ -68,7 +68,7 @@ def measure() -> None:
 
     from musicgpt.distributed import joined, recompute
     from musicgpt.model import empty, initialise
-    from musicgpt.optim import make_optimizer
+    from musicgpt.optim import make_optimizers
 
     asked = json.loads(os.environ["MEASURE"])
     config = shape(asked["preset"])
@@ -89,7 +89,7 @@ def measure() -> None:
             recompute(model)
         world.spread(model)
         world.fill(model, lambda name, size: initialise(config, name, torch.empty(size)))
-        optimizer = make_optimizer(model, learning_rate=1e-4, weight_decay=0.1)
+        (optimizer,) = make_optimizers(model, "adamw", learning_rate=1e-4, weight_decay=0.1)
         objective = world.objective(model)
         ids = torch.randint(0, config.vocab_size, (1, config.n_positions))
         for _ in range(2):  # the moments are made at the end of the first
@@ -119,7 +119,9 @@ def measured() -> None:
             check=True,
         )
         peak = json.loads(done.stdout.strip().splitlines()[-1])["peak"]
-        need = memory(shape(asked["preset"]), devices=asked["devices"], recomputed=asked["recomputed"]).total
+        need = memory(
+            shape(asked["preset"]), devices=asked["devices"], recomputed=asked["recomputed"], optimizer="adamw"
+        ).total
         how = ("recomputed" if asked["recomputed"] else "kept") + (", fsdp" if asked["devices"] > 1 else "")
         print(
             f"{asked['preset']:14}{asked['devices']} {how:18} function {need / GIB:6.2f}   measured {peak / GIB:6.2f}"

@@ -1,10 +1,14 @@
 """What `musicgpt prepare` takes: time and memory at two sizes of corpus, and from that an estimate for a million files.
 
     python benchmarks/prepare.py CORPUS... [--files 5000 50000] [--workers N] [--transpositions 1] [--folder DIRECTORY]
+    python benchmarks/prepare.py CORPUS... --beside-bare ROUNDS [--workers N]
 
 The files are those of the corpora in turn, each with its notes transposed and its velocities changed by chance, so
 that none is a copy of another. Memory is the resident set, seen five times a second; what processes share counts for
 each. The parent is the process that collects and writes.
+
+The second form takes the files as they are, and in turn a bare loop over miditok: read, tokenize, forget, in one
+process whose start does not count. That of `prepare` does, as does all else it does: mend, compare, split, write.
 """
 
 from __future__ import annotations
@@ -12,6 +16,8 @@ from __future__ import annotations
 import argparse
 import os
 import random
+import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -28,6 +34,7 @@ from musicgpt import midi
 from musicgpt.corpus import find_files
 from musicgpt.errors import MusicGPTError
 from musicgpt.shards import Shards
+from musicgpt.tokenizer import new_tokenizer
 
 PERIOD = 0.2
 
@@ -61,9 +68,53 @@ def usable(path: Path) -> bool:
         return False
 
 
+BARE = """
+import sys, time
+from pathlib import Path
+from miditok import REMI
+from symusic import Score
+tokenizer = REMI(params=sys.argv[2])
+paths = sorted(Path(sys.argv[1]).iterdir())
+tokenizer(Score(paths[0]))
+start, busy, notes = time.perf_counter(), time.process_time(), 0
+for path in paths:
+    score = Score(path)
+    notes += score.note_num()
+    tokenizer(score)
+print(notes, time.perf_counter() - start, time.process_time() - busy)
+"""
+
+
+def compare(sources: list[Path], folder: Path, workers: int, rounds: int) -> None:
+    """Notes a second of `prepare`, original keys only, beside those of the bare loop times the workers."""
+    corpus = folder / "corpus"
+    corpus.mkdir()
+    for i, path in enumerate(sources):
+        shutil.copy(path, corpus / f"{i:05d}.mid")
+    new_tokenizer("remi").save(folder)
+    command = [sys.executable, "-c", BARE, str(corpus), str(folder / "tokenizer.json")]
+    bare, ours, bare_cpu, ours_cpu = [], [], [], []
+    for i in range(rounds):
+        done = subprocess.run(command, capture_output=True, check=True, text=True)
+        notes, seconds, busy = map(float, done.stdout.split())
+        bare.append(notes / seconds)
+        bare_cpu.append(busy)
+        measured = measure(corpus, folder / f"shards{i}", workers, 1)
+        ours.append(measured.notes / measured.seconds)
+        ours_cpu.append(measured.cpu_seconds)
+    loop, whole = statistics.median(bare), statistics.median(ours)
+    cpu, all_cpu = statistics.median(bare_cpu), statistics.median(ours_cpu)
+    print(f"{len(sources):,} files, {notes:,.0f} notes; medians of {rounds} rounds\n")
+    print(f"| | notes a second | to the loop x {workers} | seconds of CPU | of the loop's |\n|---|---|---|---|---|")
+    print(f"| bare loop, one process | {loop:,.0f} | {1 / workers:.2f} | {cpu:.1f} | 1.00 |")
+    ratios = f"{whole / loop / workers:.2f} | {all_cpu:.1f} | {all_cpu / cpu:.2f}"
+    print(f"| prepare, {workers} workers | {whole:,.0f} | {ratios} |")
+
+
 @dataclass
 class Measured:
     files: int
+    notes: int
     ids: int
     seconds: float
     cpu_seconds: float
@@ -92,8 +143,8 @@ def measure(corpus: Path, out: Path, workers: int, transpositions: int) -> Measu
     seconds = time.perf_counter() - began
     assert parent.returncode == 0
     splits = Shards(out).manifest["splits"].values()
-    files, ids = (int(sum(split[key] for split in splits)) for key in ("documents", "ids"))
-    return Measured(files, ids, seconds, sum(spent.values()), spent[parent.pid], parent_peak, peak)
+    files, notes, ids = (int(sum(split[key] for split in splits)) for key in ("documents", "notes", "ids"))
+    return Measured(files, notes, ids, seconds, sum(spent.values()), spent[parent.pid], parent_peak, peak)
 
 
 def main() -> None:
@@ -102,12 +153,20 @@ def main() -> None:
     parser.add_argument("--files", type=int, nargs="+", default=[5_000, 50_000])
     parser.add_argument("--workers", type=int, default=os.cpu_count())
     parser.add_argument("--transpositions", type=int, default=1)
+    parser.add_argument(
+        "--beside-bare", type=int, metavar="ROUNDS", help="compare with a bare loop over miditok instead"
+    )
     parser.add_argument("--folder", type=Path, help="where to work (a temporary folder)")
     options = parser.parse_args()
     print("python benchmarks/prepare.py", *sys.argv[1:])
     print(
         f"{options.workers} processes on {os.cpu_count()} cores; load of the machine before: {os.getloadavg()[0]:.1f}\n"
     )
+    if options.beside_bare:
+        with tempfile.TemporaryDirectory(prefix="musicgpt-", dir=options.folder) as name:
+            sources = [path for corpus in options.corpus for path in sorted(find_files(corpus)) if usable(path)]
+            compare(sources, Path(name), options.workers, options.beside_bare)
+        return
     titles = "files", "ids", "seconds", "files a second", "CPU ms a file", "parent's", "peak MB", "parent's"
     print(f"| {' | '.join(titles)} |\n|{' --- |' * len(titles)}", flush=True)
     with tempfile.TemporaryDirectory(prefix="musicgpt-", dir=options.folder) as name:

@@ -26,8 +26,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from musicgpt.config import WEIGHT_KINDS
 from musicgpt.errors import CheckpointError, InputError, UsageError
 from musicgpt.files import read_json, set_aside, write_json
+from musicgpt.int8 import is_int8, to_int8
 from musicgpt.model import GPT, GPTConfig, empty, from_weights
 from musicgpt.runs import checkpoints
 from musicgpt.tokenizer import CONFIG_NAME, Tokenizer, load_tokenizer
@@ -113,6 +115,8 @@ def save_model(directory: Path, model: GPT, tokenizer: Tokenizer[Any] | None = N
     Raises:
         InputError: it cannot be written.
     """
+    if is_int8(model):
+        raise ValueError("int8 weights are not to be saved: they are made anew from a checkpoint")
     weights = {name: weight.detach().cpu() for name, weight in model.state_dict().items()}
     save_weights(directory, model.config, weights, tokenizer)
 
@@ -148,14 +152,18 @@ def save_weights(
     write_json(directory / "generation_config.json", special | {"do_sample": True, "top_k": 40})
 
 
-def load_model(directory: str | Path, *, device: str | torch.device = "cpu") -> GPT:
+def load_model(directory: str | Path, *, device: str | torch.device = "cpu", weights: str | None = None) -> GPT:
     """A checkpoint, or a run (then its best one) -> the model, in evaluation mode.
 
-    Names, shapes and sizes are checked against the config before any weight is read.
+    Names, shapes and sizes are checked against the config before any weight is read. `weights` is one of WEIGHT_KINDS:
+    what its matrices are made into; None leaves them as they are stored.
 
     Raises:
         CheckpointError: no checkpoint there, or one that does not fit this GPT-2; the message says what.
+        UsageError: another kind of weights.
     """
+    if weights not in (None, *WEIGHT_KINDS):
+        raise UsageError(f"weights {weights!r}: expected one of {', '.join(WEIGHT_KINDS)}")
     directory = resolve_checkpoint(directory)
     try:
         config = parse_config(read_json(directory / "config.json"), str(directory / "config.json"))
@@ -182,7 +190,7 @@ def load_model(directory: str | Path, *, device: str | torch.device = "cpu") -> 
             f"{paths[0]} cannot hold what config.json describes: {size:,} bytes for {config.n_parameters:,} weights"
         )
     expected = {name: tuple(weight.shape) for name, weight in empty(config).state_dict().items()}
-    weights: dict[str, torch.Tensor] = {}
+    found: dict[str, torch.Tensor] = {}
     head: torch.Tensor | None = None
     for path in paths:
         try:
@@ -194,8 +202,8 @@ def load_model(directory: str | Path, *, device: str | torch.device = "cpu") -> 
                     stored = file.get_slice(key)
                     shape, wanted = tuple(stored.get_shape()), expected.get(name.replace("lm_head", "wte"))
                     if wanted != shape:
-                        found = f"expected {wanted}" if wanted else "a GPT-2 of this config has none"
-                        raise CheckpointError(f"{path}: the weight {key} has shape {shape}; {found}")
+                        expectation = f"expected {wanted}" if wanted else "a GPT-2 of this config has none"
+                        raise CheckpointError(f"{path}: the weight {key} has shape {shape}; {expectation}")
                     known = stored.get_dtype() in PRECISIONS
                     weight = file.get_tensor(key) if known else torch.tensor(torch.nan)
                     if not bool(torch.isfinite(weight).all()):
@@ -203,17 +211,20 @@ def load_model(directory: str | Path, *, device: str | torch.device = "cpu") -> 
                     if name == "lm_head.weight":
                         head = weight
                     else:
-                        weights[name] = weight
+                        found[name] = weight
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{path} cannot be read as safetensors: {error}") from error
-    missing = sorted(set(expected) - set(weights))
+    missing = sorted(set(expected) - set(found))
     if missing:
         raise CheckpointError(f"{directory} lacks {len(missing)} weights of its config, the first {missing[0]}")
-    dtype = weights["wte.weight"].dtype
-    weights = {name: weight.to(dtype) for name, weight in weights.items()}
-    if head is not None and not torch.equal(head.to(dtype), weights["wte.weight"]):
+    dtype = found["wte.weight"].dtype
+    found = {name: weight.to(dtype) for name, weight in found.items()}
+    if head is not None and not torch.equal(head.to(dtype), found["wte.weight"]):
         raise CheckpointError(f"{directory} has a head of its own (lm_head.weight); expected one tied to wte.weight")
-    return from_weights(config, weights)
+    model = from_weights(config, found)
+    if weights == "int8":
+        return to_int8(model.float())
+    return model if weights is None else model.to(getattr(torch, weights))
 
 
 def model_sha256(model: GPT) -> str:
@@ -255,7 +266,7 @@ def _fetch(name: str, revision: str | None) -> Path:
 
 
 def load(
-    directory: str | Path, *, revision: str | None = None, device: str | None = "cpu"
+    directory: str | Path, *, revision: str | None = None, device: str | None = "cpu", weights: str | None = None
 ) -> tuple[GPT, Tokenizer[Any]]:
     """A checkpoint or a run -> its model and its tokenizer.
 
@@ -265,7 +276,7 @@ def load(
     """
     directory = resolve_checkpoint(directory, revision)
     tokenizer = load_tokenizer(directory)
-    model = load_model(directory, device=device_named(device))
+    model = load_model(directory, device=device_named(device), weights=weights)
     ids, rows = tokenizer.vocab_size, model.config.vocab_size
     if ids != rows and (ids > rows or rows % 64):  # some pad the model to a multiple of 64, for speed
         raise CheckpointError(

@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
+from importlib.metadata import version
 from inspect import signature
 from itertools import islice
 from pathlib import Path
@@ -21,9 +22,13 @@ from symusic.core import ScoreTick
 from musicgpt import __version__, checkpoint, midi
 from musicgpt.config import Report
 from musicgpt.constraints import Constraints, program_name
+from musicgpt.cpu_engine import CpuEngine
+from musicgpt.drafts import Drafts
+from musicgpt.engine import TorchEngine
 from musicgpt.errors import InputError, UsageError
 from musicgpt.generate import generate, log_likelihood
 from musicgpt.grammar import Grammar
+from musicgpt.int8 import is_int8
 from musicgpt.midi_tokenizer import MidiTokenizer
 from musicgpt.model import GPT
 from musicgpt.provenance import provenance_text, read_provenance
@@ -38,6 +43,9 @@ MAX_SAMPLES = 1024
 
 MAX_PROMPT_IDS = 100_000
 """They are written into the result, and mido reads at most a million characters of text."""
+
+PATIENCE_SECONDS = 2.0
+"""A request waits so long for the faster engine: to load what was compiled before takes less, to compile more."""
 
 MAX_NEW_TOKENS = 512
 """Where no length is asked for."""
@@ -63,6 +71,8 @@ class Piece:
     """Quarter notes to the closing bar line, where a length was asked for."""
     provenance: dict[str, Any] = field(default_factory=dict)
     """What made it: settings, seed, hashes, prompt; written into a MIDI file."""
+    guessed: tuple[int, int] = (0, 0)
+    """How many ids were guessed ahead, to save passes of the model, and how many of them came true."""
 
     @property
     def ids(self) -> list[int]:
@@ -105,9 +115,10 @@ class LanguageModel:
     >>> piece.save("out.mid")                                          # doctest: +SKIP
     """
 
-    def __init__(self, model: GPT, tokenizer: Tokenizer[Any]) -> None:
+    def __init__(self, model: GPT, tokenizer: Tokenizer[Any], engine: TorchEngine | None = None) -> None:
         self.model = model.eval()
         self.tokenizer = tokenizer
+        self.engine = engine or TorchEngine(model)
 
     @cached_property
     def vocabulary(self) -> Vocabulary:
@@ -115,6 +126,11 @@ class LanguageModel:
         if not isinstance(self.tokenizer, MidiTokenizer):
             raise UsageError("this is a model of text: it has no bars, instruments or notes")
         return Vocabulary(self.tokenizer)
+
+    @property
+    def weights(self) -> str:
+        """Which of WEIGHT_KINDS its matrices are."""
+        return "int8" if is_int8(self.model) else str(self.model.wpe.weight.dtype).removeprefix("torch.")
 
     @cached_property
     def hashes(self) -> dict[str, str]:
@@ -182,6 +198,10 @@ class LanguageModel:
         made = read_provenance(Path(path))
         if made is None:
             raise InputError(f"{path} does not say how it was made: expected a MIDI file written by musicgpt generate")
+        if "weights" not in made:
+            raise InputError(f"{path} was made by an older version, which chose its ids in another way")
+        if (theirs := made["weights"]) != self.weights:
+            raise InputError(f"{path} was made with --weights {theirs}; these are {self.weights}: say so too")
         for name, ours in self.hashes.items():
             if made.get(name) != ours:
                 raise InputError(
@@ -341,6 +361,7 @@ class Stream:
         self.request = {
             "version": __version__,
             "versions": _machine(),
+            "weights": language_model.weights,
             "seed": seed,
             "settings": self.settings,
             "prompt_ids": self.prompt_ids,
@@ -350,6 +371,7 @@ class Stream:
             raise UsageError(f"max_new_tokens {max_new_tokens}: the way to the first bar line takes {lead} already")
         self._budget = None if max_new_tokens is None else max_new_tokens - lead
         self.rows = [_Row(self.grammar) for _ in range(num_samples)]
+        self.drafts = Drafts()
         self._steps = self._run()
         self._taken: int | None = 0
         """How many ids of each row have been taken; None when all rows have ended."""
@@ -359,12 +381,13 @@ class Stream:
         return self._steps
 
     def _run(self) -> Iterator[None]:
-        tokenizer, model = self._model.tokenizer, self._model.model
+        tokenizer = self._model.tokenizer
         before = [*self.grammar.prompt_ids, *self.grammar.prelude] if self.grammar else self.prompt_ids
         # where BOS is EOS it ends the text before: GPT-2 reads a prompt without it, and begins from it alone
         alone = len(before) > 0 and tokenizer.bos_id == tokenizer.eos_id
+        self._model.engine.ready(PATIENCE_SECONDS)
         made = generate(
-            model,
+            self._model.engine,
             before if alone else [tokenizer.bos_id, *before],
             self._sampling,
             max_new_tokens=self._budget,
@@ -375,6 +398,7 @@ class Stream:
             guide=self.grammar,
             state=self.grammar.begin if self.grammar else None,
             window=tokenizer.window,
+            drafts=self.drafts,
         )
         for ids, states in made:
             for row, id, state in zip(self.rows, ids, states, strict=True):
@@ -425,8 +449,16 @@ class Stream:
         provenance = {**self.request, **self._model.hashes, "sample": sample + 1, "num_samples": samples}
         if self._taken is not None:
             provenance["left_after"] = self._taken
+        guessed = (self.drafts.tried, self.drafts.right)
         if grammar is None:
-            return Piece(self.prompt_ids, made.ids, self._include_prompt, self._model.tokenizer, provenance=provenance)
+            return Piece(
+                self.prompt_ids,
+                made.ids,
+                self._include_prompt,
+                self._model.tokenizer,
+                provenance=provenance,
+                guessed=guessed,
+            )
         made.close()
         if made.stuck:
             raise InputError(
@@ -451,12 +483,18 @@ class Stream:
             grammar.boundary / per_quarter,
             end / per_quarter if end is not None and made.reached else None,
             provenance,
+            guessed,
         )
 
 
 def _machine() -> dict[str, str]:
     """What a result depends on beside the model: replays say where it differs."""
-    return {"musicgpt": __version__, "torch": torch.__version__, "threads": str(torch.get_num_threads())}
+    return {
+        "musicgpt": __version__,
+        "torch": torch.__version__,
+        "numba": version("numba"),
+        "threads": str(torch.get_num_threads()),
+    }
 
 
 class _Row:
@@ -507,11 +545,16 @@ class _Row:
             self.ids.append(self.grammar.vocabulary.eos_id)
 
 
-def load(directory: str | Path, *, revision: str | None = None, device: str = "cpu") -> LanguageModel:
+def load(
+    directory: str | Path, *, revision: str | None = None, device: str = "cpu", weights: str | None = None
+) -> LanguageModel:
     """A checkpoint, a run (then its best one), or `organisation/model` of the Hub -> a model that generates.
+
+    `weights` "int8" reads a quarter of the bytes for each id; None leaves them as they are stored.
 
     Raises:
         CheckpointError: no checkpoint there, or one that does not fit.
         TokenizerError: it holds no tokenizer, or one that is refused.
     """
-    return LanguageModel(*checkpoint.load(directory, revision=revision, device=device))
+    model, tokenizer = checkpoint.load(directory, revision=revision, device=device, weights=weights)
+    return LanguageModel(model, tokenizer, CpuEngine(model) if CpuEngine.serves(model) else None)

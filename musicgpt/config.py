@@ -33,6 +33,10 @@ def option(default: Any, text: str, **metadata: Any) -> Any:
     return field(default=default, metadata={"help": text, **metadata})
 
 
+WEIGHT_KINDS = ("float32", "bfloat16", "int8")
+"""What the matrices of a model may be made into when it is loaded."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class PrepareConfig:
     """How a corpus becomes shards.
@@ -86,11 +90,20 @@ class TrainConfig:
     steps: int | None = option(None, "optimizer steps; enough to see each piece ten times when not given")
     batch_size: int = option(8, "sequences in a step (GPT-2: 512)")
     micro_batch: int | None = option(None, "sequences at once in memory of a process; gradients add up to the batch")
-    learning_rate: float | None = option(None, "peak; 1e-3 up to 512 wide, falling in proportion to the width beyond")
+    optimizer: str = option(
+        "muon",
+        "of the matrices inside the blocks, the rest has AdamW; with --init-from adamw",
+        choices=("muon", "adamw"),
+    )
+    learning_rate: float | None = option(
+        None, "peak; 5e-3 at 256 wide (adamw: 1e-3 at 512), falling in proportion to the width, at most 1e-2 (1e-3)"
+    )
     weight_decay: float = option(0.1, "on matrices and embeddings")
     grad_clip: float = option(1.0, "largest norm of the gradient")
-    warmup: float = option(0.05, "share of the steps in which the learning rate rises; after it a cosine to a tenth")
-    dropout: float = option(0.1, "after embeddings and on the residual stream (not on attention weights: slow on CPUs)")
+    warmup: float = option(
+        0.05, "share of the steps in which the learning rate rises; it then falls to 0 (adamw: by a cosine to a tenth)"
+    )
+    dropout: float = option(0.1, "after embeddings and on the residual stream, not on attention weights")
     checkpoint_every: int | None = option(
         None, "steps between checkpoints, each with a validation and a sample (a twentieth of all, 50 at least)"
     )
@@ -122,6 +135,8 @@ class TrainConfig:
                 raise UsageError(f"{flag(name)} {value}: expected more than 0")
         if not 0 <= self.weight_decay < float("inf"):
             raise UsageError(f"--weight-decay {self.weight_decay}: expected 0 or more")
+        if self.optimizer not in ("muon", "adamw"):
+            raise UsageError(f"--optimizer {self.optimizer}: expected muon or adamw")
         if self.parallel not in (None, "ddp", "fsdp"):
             raise UsageError(f"--parallel {self.parallel}: expected ddp or fsdp")
         if self.dtype not in (None, "float32", "bfloat16"):

@@ -1,7 +1,7 @@
 """Any file or folder of ours -> what it is: a dict that JSON can hold, words for a terminal, a picture of a run.
 
 Reads only, a run that is going on included: nothing is repaired, no weight is loaded (the header of a safetensors file
-says their shapes), and torch comes in only with miditok, where a tokenizer is asked for.
+says their shapes), and torch is not needed.
 """
 
 from __future__ import annotations

@@ -211,7 +211,7 @@ class Memory:
     weights: int
     gradients: int
     moments: int
-    """Of the optimizer: two for each weight."""
+    """Of the optimizer: two for each weight; with Muon one for those of matrices inside the blocks."""
     activations: int
     """What the way back needs of the way forth, for one micro-batch, and its logits."""
 
@@ -228,8 +228,9 @@ def memory(
     micro_batch: int = 1,
     recomputed: bool = False,
     bfloat16: bool = False,
+    optimizer: str = "muon",
 ) -> Memory:
-    """The memory of a training with AdamW: weights, gradients and moments in float32, of all `n_positions`.
+    """The memory of a training: weights, gradients and moments in float32, of all `n_positions`.
 
     Activations as autograd keeps them on the CPU: a block has 2 C of the residual stream, 14 C of products and, with
     dropout, 2 C of masks, for each position; on CUDA a mask is a byte. Not in it: the libraries, and what the
@@ -243,13 +244,13 @@ def memory(
     gathered = 4 * root if shares > 1 else 0  # the root stays whole from the first use to the last
     size = 2 if bfloat16 else 4
     masks = 2 * C if config.resid_pdrop else 0
-    kept = B * T * (4 * (2 * C + 4 + config.n_head) + size * (14 * C + masks)) + (2 * 12 * C * C if bfloat16 else 0)
+    kept = B * T * (4 * (2 * C + 4) + size * (14 * C + masks))
     blocks = config.n_layer * B * T * 4 * C + kept if recomputed else config.n_layer * kept
     ends = B * T * (4 * C * (2 + bool(config.embd_pdrop)) + size * C * bfloat16)
     logits = 3 * 4 * min(LOGITS_AT_ONCE, B * T * config.vocab_size)
     return Memory(
         weights=part + gathered + (2 * 4 * block if shares > 1 else 0),  # a block in use, and the next one
         gradients=part + gathered + (4 * block if shares > 1 else 0),
-        moments=2 * part,
+        moments=2 * part - (4 * -(-config.n_layer * 12 * C * C // shares) if optimizer == "muon" else 0),
         activations=blocks + ends + logits,
     )

@@ -46,6 +46,7 @@ def evaluate(
     split: str = "val",
     stride: int | None = None,
     device: str = "cpu",
+    weights: str | None = None,
     report: Report,
     progress: Progress = no_progress,
 ) -> dict[str, Any]:
@@ -57,7 +58,7 @@ def evaluate(
     Raises:
         MusicGPTError: a checkpoint or corpus that cannot be used, shards of another tokenizer, an empty split.
     """
-    model, tokenizer = load(checkpoint, device=device)
+    model, tokenizer = load(checkpoint, device=device, weights=weights)
     directory = resolve_checkpoint(checkpoint)
     path = resolve_corpus(str(corpus), report)
     if is_shards(path):

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import atexit
 import faulthandler
+import gc
 import os
 import pickle
 import signal
@@ -289,6 +290,9 @@ def serve() -> None:
             if isinstance(message, bytes):
                 try:
                     task = pickle.loads(message)
+                    gc.collect()
+                    gc.freeze()  # what was imported stays: looking through it again took a third of the time of miditok
+                    gc.set_threshold(10_000)
                 except Exception as error:  # unpickling runs imports of the caller's, which may raise anything
                     answer([f"{type(error).__name__}: {error}"])
             else:

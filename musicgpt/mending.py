@@ -5,7 +5,7 @@ Source of the byte format: Standard MIDI Files 1.0, 1988.
 
 from __future__ import annotations
 
-from collections import deque
+from collections import defaultdict, deque
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -27,7 +27,7 @@ class _Track:
     """Where the next chunk can begin."""
     ticks: int = 0
     notes: int = 0
-    sounding: dict[tuple[int, int], deque[tuple[int, int]]] = field(default_factory=dict)
+    sounding: defaultdict[tuple[int, int], deque[tuple[int, int]]] = field(default_factory=lambda: defaultdict(deque))
     """(channel, pitch) -> tick and place of each note without end, in order."""
     inserts: dict[int, bytes] = field(default_factory=dict)
     """Place -> bytes that have to stand before it."""
@@ -138,9 +138,10 @@ def _walk(data: bytes, start: int, limit: int, name: str) -> _Track:
     Raises:
         InputError: bytes that are no events.
     """
-    track = _Track(start, stop=start, after=limit)
+    track = _Track(start, after=limit)
     sounding = track.sounding
     place, tick, running, interrupted = start, 0, 0, False
+    stop, notes = start, 0
     while place < limit:
         try:
             byte = data[place]
@@ -167,12 +168,11 @@ def _walk(data: bytes, start: int, limit: int, name: str) -> _Track:
                 if place > limit:
                     break
                 running, interrupted = status, False
-                if 0x90 <= status < 0xA0 and data[place - 1]:
-                    track.notes += 1
-                    sounding.setdefault(key, deque()).append((tick + delta, event))
-                elif status < 0xA0:
-                    places = sounding.get(key)
-                    if places:
+                if status < 0xA0:
+                    if status >= 0x90 and data[place - 1]:
+                        notes += 1
+                        sounding[key].append((tick + delta, event))
+                    elif places := sounding.get(key):
                         places.popleft()
             elif status in SYSTEM_BYTES:
                 place, interrupted = place + SYSTEM_BYTES[status], True
@@ -186,7 +186,7 @@ def _walk(data: bytes, start: int, limit: int, name: str) -> _Track:
                 place += 1 + (size << 7 | data[place])
                 interrupted = True
                 if status == 0xFF and kind == 0x2F and place <= limit:
-                    track.stop, track.ended, track.after, tick = event, True, place, tick + delta
+                    stop, track.ended, track.after, tick = event, True, place, tick + delta
                     break
             else:
                 raise InputError(_no_event(name, event, status))
@@ -194,8 +194,8 @@ def _walk(data: bytes, start: int, limit: int, name: str) -> _Track:
             break
         if place > limit:
             break
-        track.stop, tick = place, tick + delta
-    track.ticks = tick
+        stop, tick = place, tick + delta
+    track.stop, track.notes, track.ticks = stop, notes, tick
     if tick >= 2**31:  # symusic's ticks would come out negative
         raise InputError(f"{name} is {tick:,} ticks long; expected less than {2**31:,}")
     return track

@@ -1,8 +1,7 @@
 """symusic Scores <-> ids, by the schemes of miditok: thin, total, and honest about what does not fit.
 
 One id stream for all tracks, with programs, drums, velocities and, where the scheme has them, tempos and time
-signatures; a byte-pair vocabulary learned on top, or none. miditok itself is imported on first use: it brings torch
-with it, which takes over a second.
+signatures; a byte-pair vocabulary learned on top, or none.
 
 transformers' `AutoTokenizer` cannot read these files: load them with `musicgpt.tokenizer.load_tokenizer`, or
 tokenizer.json with miditok (`miditok.REMI(params=…)`).
@@ -16,6 +15,7 @@ from __future__ import annotations
 import base64
 import html
 import json
+import sys
 import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -32,8 +32,16 @@ from musicgpt.phrases import read_phrase
 from musicgpt.vetting import vetted_config, vetted_merges
 from musicgpt.windows import Windows
 
-if TYPE_CHECKING:
+if "miditok" not in sys.modules:  # without the loaders that it can do without: they bring torch, a second and 200 MB
+    sys.modules["miditok.pytorch_data"] = None  # type: ignore[assignment]
+    try:
+        import miditok
+    finally:
+        del sys.modules["miditok.pytorch_data"]
+else:
     import miditok
+
+if TYPE_CHECKING:
     import tokenizers
 
 SCHEMES = {"remi": "REMI", "tsd": "TSD", "midilike": "MIDILike", "structured": "Structured"}
@@ -95,8 +103,6 @@ class MidiTokenizer:
         key = name.lower().replace("-", "").replace("_", "")
         if key not in SCHEMES:
             raise TokenizerError(_why_refused(name))
-        import miditok
-
         metred = key != "structured"  # its stream has neither tempos nor time signatures
         lowest, highest, count = TEMPOS
         config = miditok.TokenizerConfig(
@@ -132,8 +138,6 @@ class MidiTokenizer:
             config.get("use_programs") and config.get("one_token_stream_for_programs")
         ):
             raise TokenizerError(f"{path} writes each track on its own; expected one stream with programs")
-        import miditok
-
         try:
             config = vetted_config(config, miditok.TokenizerConfig().to_dict(serialize=True), str(path))
             special = config.get("special_tokens") or []
@@ -306,8 +310,6 @@ class MidiTokenizer:
             track.notes = NoteTickList.from_numpy(time, notes["duration"], notes["pitch"], notes["velocity"])
 
     def decode(self, ids: Sequence[int]) -> ScoreTick:
-        import miditok
-
         tokens = [token for id in ids if id not in self._special for token in self.expansions[id]]
         sequence = miditok.TokSequence(tokens=tokens, ids=[self.wrapped.vocab[token] for token in tokens])
         score: ScoreTick = self.wrapped.decode(sequence)
@@ -398,8 +400,6 @@ def _from_json(
     values: dict[str, Any], base: dict[str, int] | None = None, merges: tokenizers.Tokenizer | None = None
 ) -> miditok.MusicTokenizer:
     """What `to_dict` of miditok gave, and a vocabulary of merges on the ids of the base tokens -> a tokenizer."""
-    import miditok
-
     if base is not None and merges is not None:
         values = values | {
             "_vocab_base": base,

@@ -8,12 +8,16 @@ are independent, and a draw can be repeated out of order.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 if TYPE_CHECKING:  # `musicgpt generate --help` reads the fields below and must not wait for torch
     from torch import Tensor
+
+NUMBERS_AT_ONCE = 256
+"""To set a generator up takes as long as some hundred of its numbers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,8 +54,14 @@ def uniform(seed: int, rows: int, position: int) -> np.ndarray:
     Philox is a counter-based generator: any of its blocks can be computed without those before it
     (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3").
     """
-    raw = [np.random.Philox(key=seed, counter=[0, position, row, 0]).random_raw() for row in range(rows)]
-    return (np.array(raw, dtype=np.uint64) >> np.uint64(11)) * 2.0**-53
+    block, place = divmod(position, NUMBERS_AT_ONCE)
+    return np.array([_numbers(seed, row, block)[place] for row in range(rows)])
+
+
+@lru_cache(maxsize=2048)
+def _numbers(seed: int, row: int, block: int) -> np.ndarray:
+    raw = np.random.Philox(key=seed, counter=[0, block, row, 0]).random_raw(NUMBERS_AT_ONCE)
+    return (raw >> np.uint64(11)) * 2.0**-53
 
 
 def sample(logits: Tensor, config: SamplingConfig, uniform: Tensor) -> Tensor:

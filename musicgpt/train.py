@@ -1,4 +1,4 @@
-"""Shards -> a run: next-token prediction with AdamW. Knows ids only; what it leaves on disk is in runs.py.
+"""Shards -> a run: next-token prediction. Knows ids only; what it leaves on disk is in runs.py.
 
 The loss of a step is the mean over all targets of its batch, however it is cut into micro-batches and over processes.
 The random numbers of a step (dropout) depend on (seed, step, process) alone, its data on (seed, step): a resumed run
@@ -7,6 +7,7 @@ goes on as if it had not been stopped.
 
 from __future__ import annotations
 
+import ctypes
 import math
 import platform
 import signal
@@ -42,7 +43,7 @@ from musicgpt.errors import CheckpointError, InputError, MusicGPTError, ShardsEr
 from musicgpt.evaluate import baselines, mean_loss
 from musicgpt.files import locked, read_json, write_json
 from musicgpt.model import GPT, PRESETS, GPTConfig, empty, initialise
-from musicgpt.optim import default_learning_rate, learning_rate_at, make_optimizer
+from musicgpt.optim import default_learning_rate, learning_rate_at, make_optimizers
 from musicgpt.prepare import prepare
 from musicgpt.runs import (
     OPTIMIZER,
@@ -73,11 +74,17 @@ SAMPLE_IDS = 256
 MICRO_BATCH_IDS = 4_096
 """What a validation scores, what a sample is long, and what is in memory at once, where not said otherwise."""
 
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+"""From malloc.h."""
+
 IMPATIENCE_SECONDS = 2.0
 """A cluster's scheduler and torchrun may both send a signal: so long they count as one."""
 
 RESUMABLE = ("steps", "checkpoint_every", "keep_checkpoints", "device", "parallel", "recompute", "micro_batch")
 """What may be changed when a run goes on; the rest makes it another run."""
+
+BEFORE = {"optimizer": "adamw"}
+"""Of runs that are older than the choice."""
 
 MACHINERY = ("workers", "scheduler", "file_timeout", "file_memory")
 """Choices of `prepare` that say nothing of what is trained on."""
@@ -88,7 +95,7 @@ class State:
     """What changes while a run goes on."""
 
     model: GPT
-    optimizer: torch.optim.AdamW
+    optimizers: list[torch.optim.Optimizer]
     step: int = 0
     best: float = math.inf
     """The lowest val_loss so far."""
@@ -139,9 +146,13 @@ def train(
             raise UsageError(f"{run} holds a run: {how}, choose another --out, or replace it with --force")
         elif init_from is not None:
             prepare_config = _fine_tuning(init_from, prepare_config, given)
+            if "optimizer" not in given:  # Muon on weights that AdamW has trained was not measured
+                config = replace(config, optimizer="adamw")
         if config.preset is not None and config.preset not in PRESETS:
             raise UsageError(f"--preset {config.preset} is unknown; expected one of {', '.join(PRESETS)}")
         world = stack.enter_context(joined(device_named(config.device), config.parallel))
+        if world.device.type == "cpu":
+            keep_freed_memory()
         if config.batch_size % (world.size * (config.micro_batch or 1)):
             raise UsageError(
                 f"--batch-size {config.batch_size} cannot be cut into equal micro-batches for {world.size} processes"
@@ -158,8 +169,10 @@ def train(
         model = _make_model(config, shards, tokenizer, start, init_from, world, report)
         config = _decide(replace(config, n_positions=model.config.n_positions), model.config, shards, world, report)
         assert config.learning_rate is not None
-        optimizer = make_optimizer(model, learning_rate=config.learning_rate, weight_decay=config.weight_decay)
-        state = State(model, optimizer) if start is None else _load_state(start, model, optimizer)
+        optimizers = make_optimizers(
+            model, config.optimizer, learning_rate=config.learning_rate, weight_decay=config.weight_decay
+        )
+        state = State(model, optimizers) if start is None else _load_state(start, model, optimizers)
         if start is not None:
             report(f"resuming {run} behind step {state.step:,}")
         record = {
@@ -174,6 +187,14 @@ def train(
         world.lead(lambda: begin(run, state.step, record, anew=start is None))
         _loop(state, config, shards, tokenizer, run, world, report, meter)
     return resolve_checkpoint(run)
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep what torch frees, for the rest of the process: the tensors of all steps are alike."""
+    with suppress(AttributeError, OSError, TypeError):  # another C library
+        libc = ctypes.CDLL(None)
+        if libc.mallopt(M_MMAP_THRESHOLD, 2**30):  # else it would also stop to adapt them by itself
+            libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def _silent(text: str) -> None:
@@ -200,6 +221,7 @@ def _recorded(
 ) -> tuple[TrainConfig, PrepareConfig, str | None]:
     """What a run was begun with; only what is RESUMABLE is taken from the new command."""
     recorded = read_json(run / "run.json")
+    recorded["train"] = BEFORE | recorded["train"]
     if recorded["corpus"] != corpus:
         raise UsageError(f"{run} was begun on {recorded['corpus']}, not on {corpus}; name that to resume it")
     for name, before in (recorded["train"] | recorded["prepare"]).items():
@@ -313,7 +335,7 @@ def _decide(config: TrainConfig, shape: GPTConfig, shards: Shards, world: World,
         processes = f", {world.size} processes ({world.parallel})" if world.size > 1 else ""
         report(f"{world.device.type}, {config.dtype}{processes}")
     if config.learning_rate is None:
-        config = replace(config, learning_rate=default_learning_rate(shape.n_embd))
+        config = replace(config, learning_rate=default_learning_rate(shape.n_embd, config.optimizer))
     return config
 
 
@@ -394,9 +416,12 @@ def _step(
     """One update of the weights; advances `state.step`."""
     assert config.steps is not None
     assert config.learning_rate is not None
-    learning_rate = learning_rate_at(state.step, steps=config.steps, peak=config.learning_rate, warmup=config.warmup)
-    for group in state.optimizer.param_groups:
-        group["lr"] = learning_rate
+    learning_rate = config.learning_rate * learning_rate_at(
+        state.step, config.optimizer, steps=config.steps, warmup=config.warmup
+    )
+    for optimizer in state.optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate
     torch.manual_seed((config.seed << 32) + state.step * world.size + world.rank)
     ids, targets = batches.rows(state.step, world.part(config.batch_size))
     (scored,) = world.sum(int((targets != IGNORED).sum()))
@@ -414,8 +439,9 @@ def _step(
     norm = float(gather(torch.nn.utils.clip_grad_norm_(state.model.parameters(), config.grad_clip)))
     if not math.isfinite(total) or not math.isfinite(norm):
         raise _not_finite(f"the loss of step {state.step + 1} ({total}, gradient {norm})", batches, state.step, run)
-    state.optimizer.step()
-    state.optimizer.zero_grad(set_to_none=True)
+    for optimizer in state.optimizers:
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
     state.step += 1
     return {"loss": total, "learning_rate": learning_rate, "grad_norm": norm}
 
@@ -443,7 +469,10 @@ def _save(state: State, config: TrainConfig, tokenizer: Tokenizer[Any], run: Pat
     named = list(state.model.named_parameters())
     weights = world.gathered(named)
     moments = world.gathered(
-        (f"{key}/{name}", value) for name, weight in named for key, value in state.optimizer.state[weight].items()
+        (f"{key}/{name}", value)
+        for name, weight in named
+        for optimizer in state.optimizers
+        for key, value in optimizer.state.get(weight, {}).items()
     )
     world.lead(
         lambda: save_checkpoint(
@@ -457,16 +486,27 @@ def _save(state: State, config: TrainConfig, tokenizer: Tokenizer[Any], run: Pat
     )
 
 
-def _load_state(checkpoint: Path, model: GPT, optimizer: torch.optim.AdamW) -> State:
+def _load_state(checkpoint: Path, model: GPT, optimizers: list[torch.optim.Optimizer]) -> State:
     saved = read_saved(checkpoint)
+    state_of = {
+        weight: optimizer.state
+        for optimizer in optimizers
+        for group in optimizer.param_groups
+        for weight in group["params"]
+    }
     with safe_open(checkpoint / OPTIMIZER, framework="pt") as file, torch.no_grad():
-        for name, weight in model.named_parameters():
-            moments = {key: torch.empty_like(weight, requires_grad=False) for key in ("exp_avg", "exp_avg_sq")}
-            for key, moment in moments.items():
-                scatter(file.get_tensor(f"{key}/{name}"), moment)
-            step = file.get_tensor(f"step/{name}").to(weight.device)
-            optimizer.state[weight] = {"step": step, **moments}
-    return State(model, optimizer, saved.step, saved.best)
+        if {key.split("/", 1)[1] for key in file.keys()} != {name for name, _ in model.named_parameters()}:  # noqa: SIM118
+            raise CheckpointError(f"{checkpoint / OPTIMIZER} is of other weights than {checkpoint / WEIGHTS}")
+        for key in file.keys():  # noqa: SIM118
+            kind, name = key.split("/", 1)
+            weight, value = model.get_parameter(name), file.get_tensor(key)
+            if value.shape == weight.shape:
+                moment = torch.empty_like(weight, requires_grad=False)
+                scatter(value, moment)
+            else:  # a number of steps
+                moment = value.to(weight.device)
+            state_of[weight][weight][kind] = moment
+    return State(model, optimizers, saved.step, saved.best)
 
 
 def _write_sample(state: State, tokenizer: Tokenizer[Any], run: Path, seed: int) -> None:

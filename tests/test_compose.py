@@ -177,6 +177,20 @@ def test_the_same_command_writes_the_same_bytes_and_a_file_replays_itself(
     assert json.loads(capsys.readouterr().out)["provenance"] == made
 
 
+def test_weights_in_int8_are_asked_for_and_written_down(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(f"generate {run} --weights int8 --bars 2 -o {tmp_path / 'a.mid'}".split())
+    assert musicgpt.load(run, weights="int8").weights == "int8"
+    with pytest.raises(SystemExit):
+        main(f"generate {run} --replay {tmp_path / 'a.mid'} -o {tmp_path / 'b.mid'}".split())
+    assert "was made with --weights int8; these are float32" in capsys.readouterr().err
+    main(f"generate {run} --weights int8 --replay {tmp_path / 'a.mid'} -o {tmp_path / 'b.mid'}".split())
+    assert (tmp_path / "a.mid").read_bytes() == (tmp_path / "b.mid").read_bytes()
+    with pytest.raises(UsageError, match="weights 'int4': expected one of float32, bfloat16, int8"):
+        musicgpt.load(run, weights="int4")
+
+
 def test_a_file_of_another_model_is_not_replayed(
     model: musicgpt.LanguageModel, run: Path, folk: Path, tmp_path: Path
 ) -> None:

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 import torch
 
+from musicgpt.drafts import Drafts
+from musicgpt.engine import TorchEngine
 from musicgpt.generate import generate
 from musicgpt.model import GPT, GPTConfig
 from musicgpt.sampling import SamplingConfig, sample, uniform
@@ -29,7 +31,13 @@ def gpt() -> GPT:
 
 def new_ids(*arguments: Any, **options: Any) -> Iterator[list[int | None]]:
     """The ids that `generate` yields."""
-    return (ids for ids, _ in generate(*arguments, **options))
+    return (ids for ids, _ in generate(TorchEngine(arguments[0]), *arguments[1:], **options))
+
+
+class Exactly(TorchEngine):
+    """In double precision no rounding is large enough to choose another id."""
+
+    exact = True
 
 
 def plainly(model: GPT, prompt: list[int], n: int, seed: int) -> list[int]:
@@ -63,7 +71,7 @@ def test_a_row_does_not_depend_on_how_many_there_are(gpt: GPT) -> None:
 
 
 def test_a_sample_ends_behind_its_end_and_the_others_go_on(gpt: GPT) -> None:
-    steps = list(new_ids(gpt, [1], SamplingConfig(temperature=3), max_new_tokens=400, seed=1, num_samples=3, eos_id=7))
+    steps = list(new_ids(gpt, [1], SamplingConfig(temperature=3), max_new_tokens=400, seed=5, num_samples=3, eos_id=7))
     rows = list(zip(*steps, strict=True))
     ends = [row.index(7) for row in rows if 7 in row]
     assert len(ends) >= 2
@@ -80,7 +88,7 @@ def test_ids_that_the_tokenizer_lacks_are_never_chosen(gpt: GPT) -> None:
 
 def test_a_prompt_of_no_ids_is_refused(gpt: GPT) -> None:
     with pytest.raises(ValueError, match="an empty prompt"):
-        next(generate(gpt, [], SamplingConfig(), max_new_tokens=1, seed=0))
+        next(generate(TorchEngine(gpt), [], SamplingConfig(), max_new_tokens=1, seed=0))
 
 
 def test_of_a_long_prompt_the_model_sees_the_last_window(gpt: GPT) -> None:
@@ -110,7 +118,7 @@ class Threes:
 
 def test_a_guide_says_which_ids_may_follow_and_when_a_sample_ends(gpt: GPT) -> None:
     options = {"max_new_tokens": 50, "seed": 1, "num_samples": 2, "guide": Threes(), "state": Threes.State(0)}
-    steps = list(generate(gpt, [1], SamplingConfig(), **options))
+    steps = list(generate(TorchEngine(gpt), [1], SamplingConfig(), **options))
     assert [states for _, states in steps] == [[n, n] for n in range(1, 11)]
     assert all(id is not None and id % 3 == 0 for ids, _ in steps for id in ids)
 
@@ -140,3 +148,50 @@ def test_windows_begin_where_they_may_and_say_what_they_must(gpt: GPT, samples: 
                 ids.append(id)
                 context.append(id)
         assert list(made) == ids[3:]
+
+
+@pytest.mark.parametrize("prompt", [[3], [1, 2, 3, 4] * 6, [5] * 32])
+@pytest.mark.parametrize("top_k", [2, 40])
+def test_drafts_change_no_id(gpt: GPT, prompt: list[int], top_k: int) -> None:
+    engine = Exactly(copy.deepcopy(gpt).double())
+    options = {"max_new_tokens": 200, "seed": 8}
+    expected = list(generate(engine, prompt, SamplingConfig(top_k=top_k), **options))
+    drafts = Drafts()
+    assert list(generate(engine, prompt, SamplingConfig(top_k=top_k), drafts=drafts, **options)) == expected
+    assert drafts.tried > 0 or top_k == 40
+
+
+@pytest.mark.parametrize("stretch", [10, 32, 33, 100])
+def test_forced_ids_beyond_the_context_change_nothing(gpt: GPT, stretch: int) -> None:
+    class Stretches:
+        """So many ids of no choice, then as many of some: windows end in either."""
+
+        def mask(self, state: int) -> np.ndarray:
+            return np.arange(97) < 50 if state // stretch % 2 else np.arange(97) == 60 + state % 7
+
+        def advance(self, state: int, id: int) -> int:
+            return Forever(state + 1)
+
+    class Forever(int):
+        ended = False
+
+    engine = Exactly(copy.deepcopy(gpt).double())
+    options = {"max_new_tokens": 300, "seed": 1, "guide": Stretches(), "state": Forever(0)}
+    alone = [ids[0] for ids, _ in generate(engine, [1, 2], SamplingConfig(), drafts=Drafts(), **options)]
+    # of several samples none skips a pass
+    beside = [ids[0] for ids, _ in generate(engine, [1, 2], SamplingConfig(), num_samples=2, **options)]
+    assert alone == beside
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
+def test_a_gpu_gives_what_the_cpu_gives(gpt: GPT) -> None:
+    prompt = torch.randint(0, 97, (9,)).tolist()
+    options = {"max_new_tokens": 60, "seed": 2}
+    there = copy.deepcopy(gpt).cuda()
+    expected = list(new_ids(gpt, prompt, SamplingConfig(), **options))
+    assert list(new_ids(there, prompt, SamplingConfig(), **options)) == expected
+    ids = torch.tensor([prompt])
+    with torch.inference_mode():
+        difference = there.bfloat16()(ids.cuda()).float().cpu() - gpt(ids)
+    assert difference.abs().max() < 0.05 * gpt(ids).abs().max()
+    assert len(list(new_ids(there, prompt, SamplingConfig(), **options))) == 60

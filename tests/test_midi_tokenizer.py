@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import random
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -48,6 +50,15 @@ def notes_of(score: symusic.Score) -> list[tuple[int, bool, int]]:
 def scores_of(corpora: list[Path]) -> list[symusic.Score]:
     scores = [midi.read_scores(path)[0][0] for path in corpora]
     return [score for score in scores if score.note_num() < 4000]
+
+
+def test_music_becomes_ids_without_torch_and_miditok_stays_whole() -> None:
+    check = (
+        "import sys; from musicgpt.tokenizer import new_tokenizer; tokenizer = new_tokenizer('remi')\n"
+        "tokenizer.encode(tokenizer.prompt('pop')[0]); assert 'torch' not in sys.modules\n"
+        "from miditok.pytorch_data import DatasetMIDI"
+    )
+    subprocess.run([sys.executable, "-c", check], check=True)
 
 
 def test_no_note_of_real_music_is_lost(tokenizer: MidiTokenizer, corpora: list[Path]) -> None:

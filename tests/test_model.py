@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -45,6 +47,15 @@ def test_every_preset_counts_what_it_allocates() -> None:
     for shape in PRESETS.values():
         config = GPTConfig(vocab_size=777, n_positions=100, **shape)
         assert config.n_parameters == sum(weight.numel() for weight in empty(config).parameters())
+
+
+def test_a_model_is_loaded_without_torchs_compiler() -> None:
+    check = (
+        "import sys; from musicgpt.model import *; config = GPTConfig(vocab_size=9, n_embd=8, n_layer=1, n_head=1)\n"
+        "model = from_weights(config, GPT(config).state_dict()); model(torch.zeros(1, 5, dtype=torch.int64))\n"
+        "assert not {'torch._dynamo', 'sympy'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", check], check=True)
 
 
 def test_logits_do_not_depend_on_what_comes_later(gpt: GPT) -> None:
@@ -103,6 +114,63 @@ def test_the_loss_in_chunks_is_the_loss_at_once(gpt: GPT, at_once: int, monkeypa
     torch.testing.assert_close(gpt.loss(ids, targets, reduction="sum"), expected * (80 - 11))
 
 
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
+@pytest.mark.parametrize("n_positions", [40, 256, 700])  # one by torch, one piece by ours, several with a rest
+def test_the_fast_ways_of_a_cpu_are_the_plain_ones(
+    n_positions: int, dtype: torch.dtype, tolerance: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Loss and gradients, as a share of their size, with and without autocast."""
+    config = GPTConfig(
+        vocab_size=99, n_positions=n_positions, n_embd=48, n_layer=2, n_head=3, embd_pdrop=0.0, resid_pdrop=0.0,
+        attn_pdrop=0.0,
+    )  # fmt: skip
+    torch.manual_seed(2)
+    model = GPT(config)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(torch.randn_like(weight) * 0.05)
+    ids = torch.randint(0, 99, (2, n_positions))
+
+    def learned() -> list[torch.Tensor]:
+        model.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+            loss = model.loss(ids, ids)
+        loss.backward()
+        return [loss.detach(), *(weight.grad.clone() for weight in model.parameters() if weight.grad is not None)]
+
+    fast = learned()
+    monkeypatch.setattr(model_module, "ONEDNN", None)
+    for mine, plain in zip(fast, learned(), strict=True):
+        assert (mine - plain).norm() <= tolerance * plain.norm() + 1e-6
+
+
+def test_dropout_of_attention_keeps_a_cpu_on_the_fast_way() -> None:
+    """Nothing of T x T is kept for the way back, and there the same weights are left out: the gradient is right."""
+    qkv = torch.randn(1, 300, 3 * 32).requires_grad_()
+    torch.manual_seed(0)
+    kept: list[int] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x.numel()) or x, lambda x: x):
+        y = model_module._Attention.apply(qkv, 2, 0.25)
+    assert max(kept) == qkv.numel()
+    y.square().sum().backward()
+    direction = torch.randn_like(qkv)
+    ends = []
+    for sign in (1, -1):
+        torch.manual_seed(0)
+        moved = model_module._Attention.apply((qkv + sign * 1e-3 * direction).detach(), 2, 0.25)
+        ends.append(float(moved.double().square().sum()))
+    assert (ends[0] - ends[1]) / 2e-3 == pytest.approx(float((qkv.grad * direction).sum()), rel=1e-2)
+
+
+def test_dropout_of_attention_leaves_the_mean_and_drops_its_share() -> None:
+    torch.manual_seed(0)
+    qkv = torch.zeros(1, 64, 3)  # all weights of a row alike, all values one: the result is the share that was kept
+    qkv[:, :, 2] = 1
+    rows = torch.stack([model_module._Attention.apply(qkv, 1, 0.25)[0, :, 0] for _ in range(400)])
+    assert rows.mean() == pytest.approx(1, abs=0.01)
+    assert (rows[:, 0] == 0).float().mean() == pytest.approx(0.25, abs=0.07)
+
+
 def test_initialisation_is_that_of_gpt2() -> None:
     torch.manual_seed(0)
     model = GPT(GPTConfig(vocab_size=500, n_embd=256, n_layer=8, n_head=4))
@@ -155,3 +223,15 @@ def test_their_weights_in_ours(tmp_path: Path) -> None:
     ids = torch.randint(0, 211, (2, 64))
     with torch.inference_mode():
         assert (theirs(ids).logits - ours(ids)).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("length", [9, 64])
+def test_other_precisions_pass_through(dtype: torch.dtype, length: int) -> None:
+    torch.manual_seed(3)
+    gpt = GPT(GPTConfig(vocab_size=50, n_positions=64, n_embd=64, n_layer=2, n_head=2)).eval()
+    ids = torch.randint(0, 50, (2, length))
+    with torch.no_grad():
+        expected, found = gpt(ids), gpt.to(dtype)(ids)
+    assert found.dtype == dtype
+    assert (found.float() - expected).abs().max() < 0.02

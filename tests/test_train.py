@@ -268,7 +268,7 @@ def test_a_fine_tuned_run_resumes_without_what_it_began_with(run: Path, folk: Pa
 def test_a_full_disk_keeps_the_last_good_checkpoint_and_says_so(shards: Path, tmp_path: Path) -> None:
     """A limit on the size of files, in the training's own process: too small for the optimizer's state."""
     run = tmp_path / "run"
-    command = f"train {shards} --out {run} {SMALL}".split()
+    command = f"train {shards} --out {run} {SMALL} --optimizer adamw".split()  # whose state is twice the weights
     main([*command, "--steps", "2"])
     code = (
         "import resource, signal, sys\n"
@@ -343,6 +343,22 @@ def test_two_runs_never_write_into_one_directory(shards: Path, tmp_path: Path) -
     child.kill()  # and nothing is left of its lock
     child.communicate()
     main([*command.split()[:-1], str(len(losses(tmp_path / "run")) + 1), "--resume"])
+
+
+def test_a_run_older_than_the_choice_of_an_optimizer_goes_on_with_adamw(shards: Path, tmp_path: Path) -> None:
+    for name in NAMES:
+        main(f"train {shards} --out {tmp_path / name} {SMALL} --steps 4 --optimizer adamw".split())
+    run = tmp_path / "parts"
+    shutil.rmtree(run / "checkpoints" / "000004")
+    record = json.loads((run / "run.json").read_text())
+    del record["train"]["optimizer"]
+    (run / "run.json").write_text(json.dumps(record))
+    command = f"train {shards} --out {run} {SMALL} --steps 4 --resume".split()
+    with pytest.raises(SystemExit):
+        main([*command, "--optimizer", "muon"])
+    main(command)
+    assert losses(run) == losses(tmp_path / "whole")
+    assert json.loads((run / "run.json").read_text())["train"]["optimizer"] == "adamw"
 
 
 def test_activations_worked_out_again_change_nothing(shards: Path, tmp_path: Path) -> None:

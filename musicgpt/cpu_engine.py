@@ -1,0 +1,235 @@
+"""The forward step of one or more new ids, at the speed at which a CPU reads the weights: what `generate` runs on.
+
+Prompts are read by torch; what comes behind, by the functions of kernels.py, on as many threads as torch has. Keys and
+values are in the same cache for both. Compiling takes some seconds once a machine; torch serves meanwhile, with the
+same logits but for rounding.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import warnings
+import weakref
+from collections.abc import Sequence
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from musicgpt import int8
+from musicgpt.engine import TorchEngine
+from musicgpt.model import GPT, KVCache
+from musicgpt.sampling import SamplingConfig
+
+WIDTH = 64
+"""`CpuEngine` serves widths that are a multiple of this; all presets are."""
+
+LEAST_IDS = 4
+"""Fewer than the rows that kernels.py takes at once (its OUTPUTS) would be read beyond their end."""
+
+LEAST_OUTPUTS = 16
+"""A thread with fewer of a matrix would wait more than it works; what many threads are worth was not measured."""
+
+SHORT = 64
+"""Longer prompts are read by torch, which is made for many rows; for 16 ids it takes 10 ms where an id takes 2."""
+
+MOST_CANDIDATES = 256
+"""Top-k beyond this is left to torch: candidates are kept in order by moving them."""
+
+
+class CpuEngine(TorchEngine):
+    """A model on a CPU, in float32 or int8, whose width is a multiple of WIDTH; its matrices are laid out anew.
+
+    The logits of an id do not depend, to the last bit, on how many ids are read with it, nor on the number of threads.
+    """
+
+    def __init__(self, model: GPT) -> None:
+        super().__init__(model)
+        self._weights: Any = _weights_of(model)
+        self._kernels: ModuleType | None = None
+        self._team: _Team | None = None
+        self._lock = threading.Lock()
+        self._compiling = threading.Thread(target=self._compile, daemon=True)
+        self._compiling.start()
+
+    @staticmethod
+    def serves(model: GPT) -> bool:
+        weight, config = model.wpe.weight, model.config
+        fits = config.n_embd % WIDTH == 0 and config.vocab_size >= LEAST_IDS
+        return fits and weight.device.type == "cpu" and weight.dtype == torch.float32
+
+    @property
+    def exact(self) -> bool:
+        return self._kernels is not None
+
+    def ready(self, timeout: float | None = None) -> bool:
+        self._compiling.join(timeout)
+        return self._kernels is not None
+
+    def _compile(self) -> None:
+        try:
+            from musicgpt import kernels
+
+            numbers = np.zeros(2, dtype=np.float32)
+            self._weights = kernels.Weights(**self._weights)
+            _Team(kernels, self._weights, size=1, most=1).step([[0]], self.cache(1), 1)
+            _choose(kernels, numbers, np.ones(2, dtype=np.bool_), 0.5, SamplingConfig())
+        except Exception as error:  # whatever a compiler meets on a machine we have not seen: there is torch
+            warnings.warn(f"the fast functions do not compile here, torch goes on alone: {error}", stacklevel=1)
+        else:
+            self._kernels = kernels
+
+    def prefill(self, ids: Sequence[int], cache: KVCache) -> Any:
+        if self._kernels is None or len(ids) > SHORT:
+            return super().prefill(ids, cache)
+        return self.extend([ids], cache)[:, 0]
+
+    def extend(self, ids: Sequence[Sequence[int]], cache: KVCache, kept: int = 1) -> Any:
+        if self._kernels is None:
+            return super().extend(ids, cache, kept)
+        with self._lock:
+            n = len(ids) * len(ids[0])
+            size = max(1, min(torch.get_num_threads(), self.config.n_embd // LEAST_OUTPUTS))
+            if self._team is None or not self._team.serves(size, n):
+                self._team = _Team(self._kernels, self._weights, size, most=2 * n)
+            return self._team.step(ids, cache, kept)
+
+    def choose(
+        self, logits: Any, config: SamplingConfig, uniform: np.ndarray, allowed: Sequence[np.ndarray] | None
+    ) -> list[int]:
+        kernels = self._kernels
+        if kernels is None or (config.temperature and not 0 < (config.top_k or 0) <= MOST_CANDIDATES):
+            return super().choose(torch.as_tensor(logits), config, uniform, allowed)
+        rows = np.asarray(logits)
+        V = rows.shape[1]
+        masks = [np.ones(V, dtype=np.bool_)] * len(rows) if allowed is None else allowed
+        if any(len(mask) != V for mask in masks):  # what is read beyond is not ours
+            raise ValueError(f"a mask of {len(masks[0])} ids does not fit logits of {V}")
+        return [_choose(kernels, *each, config) for each in zip(rows, masks, uniform, strict=True)]
+
+
+def _choose(kernels: ModuleType, logits: Any, allowed: Any, uniform: float, config: SamplingConfig) -> int:
+    top_k = config.top_k if config.temperature and config.top_k else 1
+    top_p = 2.0 if config.top_p is None else config.top_p  # beyond all there is
+    return int(kernels.choose(logits, allowed, float(config.temperature), top_k, top_p, config.min_p or 0.0, uniform))
+
+
+class _Team:
+    """The thread that calls and its helpers, and the room they work in."""
+
+    def __init__(self, kernels: ModuleType, weights: Any, size: int, most: int) -> None:
+        self._kernels, self._weights, self._size, self._most = kernels, weights, size, most
+        self._process = os.getpid()
+        C, V, P = weights.wpe.shape[1], weights.wte.shape[0], weights.wpe.shape[0]
+        shapes = {"x": (most, C), "normed": (size, most, C), "qkv": (most, 3 * C), "y": (most, C)}
+        shapes |= {"hidden": (most, 4 * C), "scores": (size, P), "logits": (most, V)}
+        room = {name: np.zeros(shape, dtype=np.float32) for name, shape in shapes.items()}
+        self._room = kernels.Room(ids=np.zeros(most, dtype=np.int64), **room)
+        self._job = np.zeros(8, dtype=np.int64)
+        self._shared = (size, np.zeros(16, dtype=np.int64), self._job, weights, self._room)
+        self._bells = [threading.Event() for _ in range(size - 1)]
+        for rank, bell in enumerate(self._bells, 1):
+            threading.Thread(
+                target=_help, args=(kernels, rank, bell, *self._shared), name="musicgpt", daemon=True
+            ).start()
+        weakref.finalize(self, _dismiss, kernels, self._bells, *self._shared)
+
+    def serves(self, size: int, n: int) -> bool:
+        """Whether it has so many threads, in this process (a fork leaves them behind), and room for n positions."""
+        return size == self._size and n <= self._most and self._process == os.getpid()
+
+    def step(self, ids: Sequence[Sequence[int]], cache: KVCache, kept: int) -> Any:
+        """(B, T) ids -> (B, kept, V) logits."""
+        B, T = len(ids), len(ids[0])
+        (P, C), layers, data = self._weights.wpe.shape, len(self._weights.ln_1), cache.data
+        _, _, rows, H, _, D = data.shape
+        # the cache is written by its address
+        fits = data.shape == (layers, 2, B, H, P, D) and H * D == C and cache.length + T <= P and 1 <= kept <= T
+        if not fits or data.dtype != torch.float32 or data.device.type != "cpu" or not data.is_contiguous():
+            raise ValueError(f"{B} rows of {T} ids do not fit a cache of {rows} rows with {cache.length} of {P} filled")
+        flat = np.asarray(ids, dtype=np.int64).reshape(-1)
+        if flat.min() < 0 or flat.max() >= self._room.logits.shape[1]:  # what is read beyond is not ours
+            raise ValueError(f"ids from {flat.min()} to {flat.max()}; the model has {self._room.logits.shape[1]}")
+        self._room.ids[: B * T] = flat
+        self._job[:] = (B, T, cache.length, kept, cache.data.data_ptr(), H, P, 0)
+        _begin(self._kernels, self._bells, *self._shared)
+        cache.length += T
+        return self._room.logits[: B * kept].reshape(B, kept, -1).copy()  # others may step before it is read
+
+
+def _help(
+    kernels: ModuleType, rank: int, bell: threading.Event, size: int, sync: Any, job: Any, weights: Any, room: Any
+) -> None:
+    """What a helper does: its part of each step, and sleep where none comes."""
+    done = 0
+    while True:
+        done = kernels.serve(rank, size, sync, done, job, weights, room)
+        if done < 0:
+            return
+        bell.clear()
+        # it may have rung just before it was silenced: so much later it is seen all the same
+        while sync[kernels.TICKET] == done and not bell.wait(0.1):
+            pass
+
+
+def _begin(
+    kernels: ModuleType, bells: Sequence[threading.Event], size: int, sync: Any, job: Any, weights: Any, room: Any
+) -> None:
+    for bell in bells:
+        bell.set()
+    kernels.serve(0, size, sync, 0, job, weights, room)
+
+
+def _dismiss(kernels: ModuleType, bells: Sequence[threading.Event], *shared: Any) -> None:
+    job = shared[2]
+    job[kernels.STOP] = 1
+    _begin(kernels, bells, *shared)
+
+
+def _weights_of(model: GPT) -> dict[str, Any]:
+    """What a step reads, by the names of `kernels.Weights`: what layers have alike lies together, matrices as
+    (layers, out, in). The model goes on with views of the same memory, so that both see what becomes of a weight."""
+    blocks: list[Any] = list(model.h)
+    matrices = {
+        "attn": [block.attn.c_attn for block in blocks],
+        "proj": [block.attn.c_proj for block in blocks],
+        "fc": [block.mlp.c_fc for block in blocks],
+        "out": [block.mlp.c_proj for block in blocks],
+    }
+    found: dict[str, Any] = {"epsilon": np.float32(model.config.layer_norm_epsilon)}
+    for name, modules in matrices.items():
+        found[f"{name}_bias"] = _together([module.bias for module in modules])
+        if int8.is_int8(model):
+            wholes, scales = zip(*map(int8.parts, modules), strict=True)
+            found[name], found[f"{name}_scale"] = _together(wholes), _together(scales)
+        else:
+            found[name] = _together([module.weight for module in modules], transposed=True)
+            found[f"{name}_scale"] = np.ones(found[name].shape[:2], np.float32)
+    for name, norms in (
+        ("ln_1", [block.ln_1 for block in blocks]),
+        ("ln_2", [block.ln_2 for block in blocks]),
+        ("ln_f", [model.ln_f]),
+    ):
+        pairs = _together([weight for norm in norms for weight in (norm.weight, norm.bias)])
+        found[name] = pairs.reshape(len(norms), 2, -1)
+    wte: Any = model.wte
+    table, scale = int8.parts(wte) if int8.is_int8(model) else (wte.weight, torch.ones(len(wte.weight)))
+    for name, weight in (("wte", table), ("wte_scale", scale), ("wpe", model.wpe.weight)):
+        found[name] = _together([weight])[0]
+    found["no_bias"] = np.zeros(len(table), np.float32)
+    return found
+
+
+def _together(weights: Sequence[Tensor], *, transposed: bool = False) -> Any:
+    """One array of all, turned about if so, of which each becomes a view."""
+    parts = [(weight.t() if transposed else weight).detach() for weight in weights]
+    # in memory of NumPy's, which asks Linux for large pages: torch does not, and a step takes 1.05 times as long
+    kind = np.int8 if parts[0].dtype == torch.int8 else np.float32
+    together = torch.from_numpy(np.empty((len(parts), *parts[0].shape), kind))
+    torch.stack(parts, out=together)
+    for weight, place in zip(weights, together, strict=True):
+        weight.data = place.t() if transposed else place
+    return together.numpy()

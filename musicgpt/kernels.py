@@ -1,0 +1,487 @@
+"""One forward step of GPT-2 on the cores of a CPU, and the choice of an id behind it, compiled by numba.
+
+NumPy arrays in, NumPy arrays out; knows neither torch nor threads. `step` is run by `size` threads at once, each with a
+`rank` of its own: every matrix product is cut into rows of the weight matrix, and `_meet` keeps them together. A weight
+is read once a step, however many positions it is for; reading the weights is what a step takes its time for.
+
+What a position gets does not depend, to the last bit, on how many positions go with it nor on how many threads there
+are: each number is made by one thread, and `_dots` adds in one order. So drafts and batches change nothing.
+
+    B rows of a batch · T new positions · N = B T · C width · H heads · D head size · V vocabulary
+"""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import llvmlite.binding
+import numba
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+LANES, STEP = 16, 64
+"""Numbers that a product takes at once, whatever the registers of the CPU hold, and in one turn of its loop: the width
+has to be a multiple of the latter."""
+
+OUTPUTS = 4
+"""Rows of a weight matrix that are read side by side; threads get multiples of it."""
+
+TICKET, MET = 0, 8
+"""Places in `sync`, (16,) int64, a cache line apart: how many steps were announced; how often threads have met."""
+
+STOP = 7
+"""Place in `job`, (8,) int64: B, T, positions before, positions whose logits are wanted, address of the cache, H,
+n_positions, and whether to stop."""
+
+SPINS, PATIENCE = 64, 1_000_000
+"""Looks at a number before the core is offered to others, and before a thread goes to sleep: six milliseconds where
+no other thread wants the core."""
+
+
+class Weights(NamedTuple):
+    """What a step reads. Matrices are (…, out, in), float32, or int8 with a scale for each output (else ones)."""
+
+    wte: Any
+    wte_scale: Any
+    wpe: Any
+    no_bias: Any
+    """(V,) zeros."""
+    epsilon: Any
+    """Of the layer norms, float32."""
+    ln_1: Any
+    """(layers, 2, C): weight and bias, as `ln_2`; of `ln_f` (1, 2, C)."""
+    ln_2: Any
+    ln_f: Any
+    attn: Any
+    """(layers, 3 C, C), the scales (layers, 3 C), the biases likewise."""
+    attn_scale: Any
+    attn_bias: Any
+    proj: Any
+    proj_scale: Any
+    proj_bias: Any
+    fc: Any
+    fc_scale: Any
+    fc_bias: Any
+    out: Any
+    """(layers, C, 4 C)."""
+    out_scale: Any
+    out_bias: Any
+
+
+class Room(NamedTuple):
+    """What a step writes on the way, for at most N positions."""
+
+    ids: Any
+    """(N,) int64, row by row."""
+    x: Any
+    """(N, C): the residual stream."""
+    normed: Any
+    """(size, N, C): of each thread its own."""
+    qkv: Any
+    y: Any
+    hidden: Any
+    """(N, 4 C)."""
+    scores: Any
+    """(size, n_positions)."""
+    logits: Any
+    """(N, V): what comes out."""
+
+
+_OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
+
+_as_written = numba.njit(**_OPTIONS)
+_by_vectors = numba.njit(**_OPTIONS, fastmath={"reassoc", "contract", "nsz", "arcp"})
+"""Sums may be taken in another order than written; NaN and infinity stay what they are."""
+
+
+def _compiled(function: Callable[..., Any]) -> Any:
+    """Compiled for this CPU once, and kept in the package's folder or the user's cache; where neither can be written,
+    each process compiles for itself."""
+    try:
+        return numba.njit(function, cache=True, **_OPTIONS)
+    except RuntimeError:
+        return numba.njit(function, **_OPTIONS)
+
+
+# what numba has no words for
+
+YIELD = "sched_yield"
+if sys.platform == "win32":
+    YIELD = "SwitchToThread"
+    llvmlite.binding.add_symbol(YIELD, ctypes.cast(ctypes.windll.kernel32.SwitchToThread, ctypes.c_void_p).value)
+
+
+@intrinsic
+def _raised(typing_context, counters, place):
+    """One more at that place of an int64 array, seen by all threads -> what it is then."""
+
+    def codegen(context, builder, signature, arguments):
+        array = context.make_array(signature.args[0])(context, builder, arguments[0])
+        one = ir.Constant(ir.IntType(64), 1)
+        before = builder.atomic_rmw("add", builder.gep(array.data, [arguments[1]]), one, "seq_cst")
+        return builder.add(before, one)
+
+    return types.int64(counters, types.int64), codegen
+
+
+@intrinsic
+def _seen(typing_context, counters, place):
+    """What is at that place of an int64 array now, with all that was written before it got there."""
+
+    def codegen(context, builder, signature, arguments):
+        array = context.make_array(signature.args[0])(context, builder, arguments[0])
+        return builder.load_atomic(
+            builder.gep(array.data, [arguments[1]]), ordering="seq_cst", align=8, typ=ir.IntType(64)
+        )
+
+    return types.int64(counters, types.int64), codegen
+
+
+@intrinsic
+def _offer_core(typing_context):
+    """Let another thread run, if one waits: where there are fewer cores than threads, spinning alone would not end."""
+
+    def codegen(context, builder, signature, arguments):
+        kind = ir.FunctionType(ir.IntType(32), [])
+        return builder.call(cgutils.get_or_insert_function(builder.module, kind, YIELD), [])
+
+    return types.int32(), codegen
+
+
+@intrinsic
+def _at(typing_context, address):
+    """An address as a pointer to float32."""
+
+    def codegen(context, builder, signature, arguments):
+        return builder.inttoptr(arguments[0], context.get_value_type(signature.return_type))
+
+    return types.CPointer(types.float32)(types.int64), codegen
+
+
+def _added_up(builder: Any, vectors: list[Any]) -> list[Any]:
+    """Vectors of LANES numbers -> the sum of each. Neighbours are added, in all vectors alike, so that a sum does not
+    depend on how many there are."""
+
+    def of_pairs(a: Any, b: Any, width: int) -> Any:
+        """(width,) and (width,) -> (width,), the sums of one behind those of the other; or of one, (width / 2,)."""
+        ends = width if a is b else 2 * width
+        lanes = (list(range(begin, ends, 2)) for begin in (0, 1))
+        kinds = ir.VectorType(ir.IntType(32), ends // 2)
+        return builder.fadd(*(builder.shuffle_vector(a, b, ir.Constant(kinds, each)) for each in lanes))
+
+    count, width = len(vectors), LANES
+    while len(vectors) > 1:
+        vectors = [of_pairs(a, b, LANES) for a, b in zip(vectors[::2], vectors[1::2], strict=True)]
+    (together,) = vectors
+    while width > count:
+        together, width = of_pairs(together, together, width), width // 2
+    return [builder.extract_element(together, ir.IntType(32)(i)) for i in range(count)]
+
+
+def _tile_of(rows: int) -> Any:
+    """A function for OUTPUTS rows of a matrix, float32 or int8, times `rows` rows of float32, whose sums stay in
+    registers: (w, first of w, x, first of x) -> OUTPUTS · rows numbers, those of a row of w side by side."""
+    count = OUTPUTS * rows
+
+    @intrinsic
+    def tile(typing_context, w, o, x, r):
+        whole = isinstance(w.dtype, types.Integer)
+
+        def codegen(context, builder, signature, arguments):
+            w_type, _, x_type, _ = signature.args
+            matrix = context.make_array(w_type)(context, builder, arguments[0])
+            others = context.make_array(x_type)(context, builder, arguments[2])
+            size = builder.extract_value(matrix.shape, 1)
+            vector = ir.VectorType(ir.FloatType(), LANES)
+            stored = ir.VectorType(context.get_data_type(w.dtype), LANES)
+            number, address = ir.IntType(32), ir.IntType(8).as_pointer()
+            prefetch = cgutils.get_or_insert_function(
+                builder.module, ir.FunctionType(ir.VoidType(), [address, number, number, number]), "llvm.prefetch.p0"
+            )
+
+            def constant(value):
+                return ir.Constant(size.type, value)
+
+            def row(data, first, i):
+                return builder.gep(data, [builder.mul(builder.add(first, constant(i)), size)])
+
+            def load(pointer, k, kind, align):
+                return builder.load(builder.bitcast(builder.gep(pointer, [k]), kind.as_pointer()), align=align)
+
+            w_rows = [row(matrix.data, arguments[1], i) for i in range(OUTPUTS)]
+            x_rows = [row(others.data, arguments[3], i) for i in range(rows)]
+            sums = [cgutils.alloca_once_value(builder, ir.Constant(vector, None)) for _ in range(count)]
+            with cgutils.for_range_slice(builder, constant(0), size, constant(STEP), intp=size.type) as (k, _):
+                for pointer in w_rows:  # what the next tile needs: rows are too short for the CPU to see it coming
+                    ahead = builder.gep(pointer, [builder.add(k, builder.mul(size, constant(OUTPUTS)))])
+                    for line in range(0, STEP, 64 if whole else 16):
+                        place = builder.bitcast(builder.gep(ahead, [constant(line)]), address)
+                        builder.call(prefetch, [place, number(0), number(3), number(1)])
+                for at in range(0, STEP, LANES):
+                    here = builder.add(k, constant(at))
+                    xs = [load(pointer, here, vector, 4) for pointer in x_rows]
+                    for i, pointer in enumerate(w_rows):
+                        ws = load(pointer, here, stored, 1 if whole else 4)
+                        ws = builder.sitofp(ws, vector) if whole else ws
+                        for x_row, place in zip(xs, sums[i * rows : (i + 1) * rows], strict=True):
+                            product = builder.fmul(ws, x_row, flags=["contract"])  # with the sum, one instruction
+                            builder.store(builder.fadd(builder.load(place), product, flags=["contract"]), place)
+            numbers = _added_up(builder, [builder.load(place) for place in sums])
+            return context.make_tuple(builder, signature.return_type, numbers)
+
+        return types.UniTuple(types.float32, count)(w, types.intp, x, types.intp), codegen
+
+    @_as_written
+    def multiply(w, scale, bias, x, r, out, first, adds):
+        products = tile(w, first, x, r)
+        for i in range(count):
+            o, row = first + i // rows, r + i % rows
+            value = products[i] * scale[o] + bias[o]
+            out[row, o] = out[row, o] + value if adds else value
+
+    return multiply
+
+
+_tile_of_one, _tile_of_two, _tile_of_four = _tile_of(1), _tile_of(2), _tile_of(4)
+
+
+# the parts of a step
+
+
+@_as_written
+def _meet(sync, size):
+    """Wait until all threads are here."""
+    arrived = _raised(sync, MET)
+    all_here = (arrived + size - 1) // size * size
+    looks = 0
+    while _seen(sync, MET) < all_here:
+        looks += 1
+        if looks % SPINS == 0:
+            _offer_core()
+
+
+@_as_written
+def _part(n, rank, size):
+    """Which of n outputs are this thread's."""
+    groups = (n + OUTPUTS - 1) // OUTPUTS
+    return groups * rank // size * OUTPUTS, min(n, groups * (rank + 1) // size * OUTPUTS)
+
+
+@_as_written
+def _multiply(w, scale, bias, x, n, out, low, high, adds):
+    """out[:n, low:high] = x[:n] @ w[low:high].T * scale + bias; or that much more, where `adds`."""
+    for begin in range(low, high, OUTPUTS):
+        first = min(begin, w.shape[0] - OUTPUTS)  # of the last tile some outputs may be made twice, alike
+        r = 0
+        while n - r >= 4:
+            _tile_of_four(w, scale, bias, x, r, out, first, adds)
+            r += 4
+        if n - r >= 2:
+            _tile_of_two(w, scale, bias, x, r, out, first, adds)
+            r += 2
+        if n - r == 1:
+            _tile_of_one(w, scale, bias, x, r, out, first, adds)
+
+
+@_by_vectors
+def _normalise(x, weights, epsilon, out):
+    """Layer norm of one position."""
+    size = np.float32(x.shape[0])
+    total = np.float32(0)
+    for c in range(x.shape[0]):
+        total += x[c]
+    mean = total / size
+    squares = np.float32(0)
+    for c in range(x.shape[0]):
+        squares += (x[c] - mean) * (x[c] - mean)
+    factor = np.float32(1) / np.sqrt(squares / size + epsilon)
+    for c in range(x.shape[0]):
+        out[c] = (x[c] - mean) * factor * weights[0, c] + weights[1, c]
+
+
+@_by_vectors
+def _exp(x):
+    """e^x of a float32 up to 88, by vectors, which the C library's is not: 2^n e^r, |r| <= ln 2 / 2, by Taylor."""
+    x = max(x, np.float32(-87))
+    n = np.floor(x * np.float32(1.44269504) + np.float32(0.5))
+    r = x - n * np.float32(0.693359375) + n * np.float32(2.12194440e-4)  # ln 2 in two parts: n times the first is exact
+    e = np.float32(1 / 5040)
+    e = e * r + np.float32(1 / 720)
+    e = e * r + np.float32(1 / 120)
+    e = e * r + np.float32(1 / 24)
+    e = e * r + np.float32(1 / 6)
+    e = e * r + np.float32(0.5)
+    e = e * r + np.float32(1)
+    e = e * r + np.float32(1)
+    return e * np.int32((np.int32(n) + np.int32(127)) << np.int32(23)).view(np.float32)
+
+
+@_by_vectors
+def _gelu(x):
+    """In place: x / (1 + e^(-2 z)), which is x (1 + tanh z) / 2."""
+    for c in range(x.shape[0]):
+        z = x[c] * (np.float32(0.7978845608) + np.float32(0.0356774081) * x[c] * x[c])
+        x[c] = x[c] / (np.float32(1) + _exp(min(np.float32(-2) * z, np.float32(87))))
+
+
+@_by_vectors
+def _attend(q, keys, values, n, scores, y):
+    """(D,) query over n positions of (n_positions, D) keys and values -> (D,) y."""
+    D = q.shape[0]
+    scale = np.float32(1) / np.sqrt(np.float32(D))
+    most = np.float32(-np.inf)
+    for t in range(n):
+        score = np.float32(0)
+        for d in range(D):
+            score += q[d] * keys[t, d]
+        scores[t] = score * scale
+        most = max(most, scores[t])
+    total = np.float32(0)
+    for t in range(n):
+        scores[t] = _exp(scores[t] - most)
+        total += scores[t]
+    for d in range(D):
+        y[d] = np.float32(0)
+    for t in range(n):
+        share = scores[t] / total
+        for d in range(D):
+            y[d] += share * values[t, d]
+
+
+@_as_written
+def _step(rank, size, sync, job, weights, room):
+    """room.ids, (B, T) -> room.logits, (B, kept, V); keys and values go into the cache, (layers, 2, B, H, P, D)."""
+    B, T, start, kept, address, H, P = job[0], job[1], job[2], job[3], job[4], job[5], job[6]
+    epsilon = weights.epsilon
+    N, C = B * T, weights.wpe.shape[1]
+    D = C // H
+    layers = weights.ln_1.shape[0]
+    cache = numba.carray(_at(address), (layers, 2, B, H, P, D))
+    x, normed, scores = room.x, room.normed[rank], room.scores[rank]
+    for i in range(N * rank // size, N * (rank + 1) // size):
+        id, position = room.ids[i], start + i % T
+        for c in range(C):
+            x[i, c] = np.float32(weights.wte[id, c]) * weights.wte_scale[id] + weights.wpe[position, c]
+    _meet(sync, size)
+    for layer in range(layers):
+        for i in range(N):  # by each thread for itself: it is less work than to meet once more
+            _normalise(x[i], weights.ln_1[layer], epsilon, normed[i])
+        low, high = _part(3 * C, rank, size)
+        _multiply(
+            weights.attn[layer], weights.attn_scale[layer], weights.attn_bias[layer],
+            normed, N, room.qkv, low, high, False,
+        )  # fmt: skip
+        _meet(sync, size)
+        for pair in range(B * H * rank // size, B * H * (rank + 1) // size):
+            b, h = pair // H, pair % H
+            keys, values = cache[layer, 0, b, h], cache[layer, 1, b, h]
+            for t in range(T):
+                for d in range(D):
+                    keys[start + t, d] = room.qkv[b * T + t, C + h * D + d]
+                    values[start + t, d] = room.qkv[b * T + t, 2 * C + h * D + d]
+            for t in range(T):
+                q, y = room.qkv[b * T + t, h * D : (h + 1) * D], room.y[b * T + t, h * D : (h + 1) * D]
+                _attend(q, keys, values, start + t + 1, scores, y)
+        _meet(sync, size)
+        low, high = _part(C, rank, size)
+        _multiply(
+            weights.proj[layer], weights.proj_scale[layer], weights.proj_bias[layer],
+            room.y, N, x, low, high, True,
+        )  # fmt: skip
+        _meet(sync, size)
+        for i in range(N):
+            _normalise(x[i], weights.ln_2[layer], epsilon, normed[i])
+        low, high = _part(4 * C, rank, size)
+        _multiply(
+            weights.fc[layer], weights.fc_scale[layer], weights.fc_bias[layer],
+            normed, N, room.hidden, low, high, False,
+        )  # fmt: skip
+        for i in range(N):
+            _gelu(room.hidden[i, low:high])
+        _meet(sync, size)
+        low, high = _part(C, rank, size)
+        _multiply(
+            weights.out[layer], weights.out_scale[layer], weights.out_bias[layer],
+            room.hidden, N, x, low, high, True,
+        )  # fmt: skip
+        _meet(sync, size)
+    for b in range(B):
+        for t in range(kept):
+            _normalise(x[b * T + T - kept + t], weights.ln_f[0], epsilon, normed[b * kept + t])
+    low, high = _part(weights.wte.shape[0], rank, size)
+    _multiply(weights.wte, weights.wte_scale, weights.no_bias, normed, B * kept, room.logits, low, high, False)
+    _meet(sync, size)
+
+
+@_compiled
+def serve(rank, size, sync, done, job, weights, room):
+    """Thread 0 lets the others begin what `job` says, and does its part. They do theirs of all steps behind the first
+    `done` -> how many there were when none came for a while, or -1 when it is time to stop."""
+    if rank == 0:  # in one call: a Ctrl-C in between would leave the others waiting
+        _raised(sync, TICKET)
+        if not job[STOP]:
+            _step(rank, size, sync, job, weights, room)
+        return -1
+    while True:
+        looks = 0
+        while _seen(sync, TICKET) == done:
+            looks += 1
+            if looks > PATIENCE:
+                return done
+            if looks % SPINS == 0:
+                _offer_core()
+        if job[STOP]:
+            return -1
+        done += 1
+        _step(rank, size, sync, job, weights, room)
+
+
+@_compiled
+def choose(logits, allowed, temperature, top_k, top_p, min_p, uniform):
+    """(V,) logits and one number in [0, 1) -> an id, as `sampling.sample` does: see there for the meaning.
+
+    Of equal logits the lower id comes first. `allowed` is (V,) bool.
+    """
+    k = min(top_k, logits.shape[0])
+    values, ids = np.empty(k, np.float32), np.empty(k, np.int64)
+    n = 0
+    for id in range(logits.shape[0]):
+        if not allowed[id] or (n == k and not logits[id] > values[k - 1]):
+            continue
+        place = min(n, k - 1)
+        n = min(n + 1, k)
+        while place > 0 and values[place - 1] < logits[id]:
+            values[place], ids[place] = values[place - 1], ids[place - 1]
+            place -= 1
+        values[place], ids[place] = logits[id], id
+    if n == 0:
+        return np.int64(0)  # as argmax says where nothing is allowed
+    if temperature == 0:
+        return ids[0]
+    shares = np.empty(n, np.float64)
+    total = 0.0
+    for i in range(n):
+        shares[i] = np.exp((np.float64(values[i]) - np.float64(values[0])) / temperature)
+        total += shares[i]
+    most, before, left = shares[0] / total, 0.0, 0
+    for i in range(n):
+        share = shares[i] / total
+        kept = before < top_p and share >= min_p * most
+        before += share
+        shares[i] = share if kept else 0.0
+    total = 0.0
+    for i in range(n):
+        total += shares[i]
+        left = i if shares[i] > 0 else left
+    threshold, passed = uniform * total, 0.0
+    for i in range(left):
+        passed += shares[i]
+        if passed > threshold:
+            return ids[i]
+    return ids[left]
