@@ -13,7 +13,7 @@ import warnings
 import weakref
 from collections.abc import Sequence
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from musicgpt import int8
 from musicgpt.engine import TorchEngine
-from musicgpt.model import GPT, KVCache
+from musicgpt.model import GPT, Conv1D, KVCache
 from musicgpt.sampling import SamplingConfig
 
 WIDTH = 64
@@ -40,6 +40,55 @@ MOST_CANDIDATES = 256
 """Top-k beyond this is left to torch: candidates are kept in order by moving them."""
 
 
+class Matrix(NamedTuple):
+    """The same matrix of every layer."""
+
+    weight: Any
+    """(layers, out, in), float32 or int8."""
+    scale: Any
+    """(layers, out): what a weight is multiplied with, for float32 ones."""
+    bias: Any
+    """(layers, out)"""
+
+
+class Weights(NamedTuple):
+    """What a step reads, float32 but for the matrices."""
+
+    wpe: Any
+    """(n_positions, C)"""
+    epsilon: Any
+    """Of the layer norms."""
+    ln_1: Any
+    """(layers, 2, C): weight and bias, as `ln_2`; of `ln_f` (1, 2, C)."""
+    ln_2: Any
+    ln_f: Any
+    attn: Matrix
+    proj: Matrix
+    fc: Matrix
+    out: Matrix
+    head: Matrix
+    """Of one layer, (1, V, C), no bias; the table of embeddings as well."""
+
+
+class Room(NamedTuple):
+    """What a step writes on the way, for at most N positions."""
+
+    ids: Any
+    """(N,) int64, row by row."""
+    x: Any
+    """(N, C): the residual stream."""
+    normed: Any
+    """(size, N, C): of each thread its own."""
+    qkv: Any
+    y: Any
+    hidden: Any
+    """(N, 4 C)."""
+    scores: Any
+    """(size, n_positions)."""
+    logits: Any
+    """(N, V): what comes out."""
+
+
 class CpuEngine(TorchEngine):
     """A model on a CPU, in float32 or int8, whose width is a multiple of WIDTH; its matrices are laid out anew.
 
@@ -48,7 +97,7 @@ class CpuEngine(TorchEngine):
 
     def __init__(self, model: GPT) -> None:
         super().__init__(model)
-        self._weights: Any = _weights_of(model)
+        self._weights = _weights_of(model)
         self._kernels: ModuleType | None = None
         self._team: _Team | None = None
         self._lock = threading.Lock()
@@ -74,7 +123,6 @@ class CpuEngine(TorchEngine):
             from musicgpt import kernels
 
             numbers = np.zeros(2, dtype=np.float32)
-            self._weights = kernels.Weights(**self._weights)
             _Team(kernels, self._weights, size=1, most=1).step([[0]], self.cache(1), 1)
             _choose(kernels, numbers, np.ones(2, dtype=np.bool_), 0.5, SamplingConfig())
         except Exception as error:  # whatever a compiler meets on a machine we have not seen: there is torch
@@ -120,21 +168,20 @@ def _choose(kernels: ModuleType, logits: Any, allowed: Any, uniform: float, conf
 class _Team:
     """The thread that calls and its helpers, and the room they work in."""
 
-    def __init__(self, kernels: ModuleType, weights: Any, size: int, most: int) -> None:
+    def __init__(self, kernels: ModuleType, weights: Weights, size: int, most: int) -> None:
         self._kernels, self._weights, self._size, self._most = kernels, weights, size, most
         self._process = os.getpid()
-        C, V, P = weights.wpe.shape[1], weights.wte.shape[0], weights.wpe.shape[0]
+        (P, C), V = weights.wpe.shape, weights.head.weight.shape[1]
         shapes = {"x": (most, C), "normed": (size, most, C), "qkv": (most, 3 * C), "y": (most, C)}
         shapes |= {"hidden": (most, 4 * C), "scores": (size, P), "logits": (most, V)}
         room = {name: np.zeros(shape, dtype=np.float32) for name, shape in shapes.items()}
-        self._room = kernels.Room(ids=np.zeros(most, dtype=np.int64), **room)
+        self._room = Room(ids=np.zeros(most, dtype=np.int64), **room)
         self._job = np.zeros(8, dtype=np.int64)
         self._shared = (size, np.zeros(16, dtype=np.int64), self._job, weights, self._room)
         self._bells = [threading.Event() for _ in range(size - 1)]
         for rank, bell in enumerate(self._bells, 1):
-            threading.Thread(
-                target=_help, args=(kernels, rank, bell, *self._shared), name="musicgpt", daemon=True
-            ).start()
+            helping = (kernels, rank, bell, *self._shared)
+            threading.Thread(target=_help, args=helping, name="musicgpt", daemon=True).start()
         weakref.finalize(self, _dismiss, kernels, self._bells, *self._shared)
 
     def serves(self, size: int, n: int) -> bool:
@@ -183,44 +230,47 @@ def _begin(
     kernels.serve(0, size, sync, 0, job, weights, room)
 
 
-def _dismiss(kernels: ModuleType, bells: Sequence[threading.Event], *shared: Any) -> None:
-    job = shared[2]
+def _dismiss(
+    kernels: ModuleType, bells: Sequence[threading.Event], size: int, sync: Any, job: Any, weights: Any, room: Any
+) -> None:
     job[kernels.STOP] = 1
-    _begin(kernels, bells, *shared)
+    _begin(kernels, bells, size, sync, job, weights, room)
 
 
-def _weights_of(model: GPT) -> dict[str, Any]:
-    """What a step reads, by the names of `kernels.Weights`: what layers have alike lies together, matrices as
-    (layers, out, in). The model goes on with views of the same memory, so that both see what becomes of a weight."""
+def _weights_of(model: GPT) -> Weights:
+    """What layers have alike lies together. The model goes on with views of the same memory, so that both see what
+    becomes of a weight."""
     blocks: list[Any] = list(model.h)
-    matrices = {
-        "attn": [block.attn.c_attn for block in blocks],
-        "proj": [block.attn.c_proj for block in blocks],
-        "fc": [block.mlp.c_fc for block in blocks],
-        "out": [block.mlp.c_proj for block in blocks],
-    }
-    found: dict[str, Any] = {"epsilon": np.float32(model.config.layer_norm_epsilon)}
-    for name, modules in matrices.items():
-        found[f"{name}_bias"] = _together([module.bias for module in modules])
-        if int8.is_int8(model):
-            wholes, scales = zip(*map(int8.parts, modules), strict=True)
-            found[name], found[f"{name}_scale"] = _together(wholes), _together(scales)
-        else:
-            found[name] = _together([module.weight for module in modules], transposed=True)
-            found[f"{name}_scale"] = np.ones(found[name].shape[:2], np.float32)
-    for name, norms in (
-        ("ln_1", [block.ln_1 for block in blocks]),
-        ("ln_2", [block.ln_2 for block in blocks]),
-        ("ln_f", [model.ln_f]),
-    ):
-        pairs = _together([weight for norm in norms for weight in (norm.weight, norm.bias)])
-        found[name] = pairs.reshape(len(norms), 2, -1)
     wte: Any = model.wte
-    table, scale = int8.parts(wte) if int8.is_int8(model) else (wte.weight, torch.ones(len(wte.weight)))
-    for name, weight in (("wte", table), ("wte_scale", scale), ("wpe", model.wpe.weight)):
-        found[name] = _together([weight])[0]
-    found["no_bias"] = np.zeros(len(table), np.float32)
-    return found
+    return Weights(
+        wpe=_together([model.wpe.weight])[0],
+        epsilon=np.float32(model.config.layer_norm_epsilon),
+        ln_1=_norms([block.ln_1 for block in blocks]),
+        ln_2=_norms([block.ln_2 for block in blocks]),
+        ln_f=_norms([model.ln_f]),
+        attn=_matrix([block.attn.c_attn for block in blocks]),
+        proj=_matrix([block.attn.c_proj for block in blocks]),
+        fc=_matrix([block.mlp.c_fc for block in blocks]),
+        out=_matrix([block.mlp.c_proj for block in blocks]),
+        head=_matrix([wte]),
+    )
+
+
+def _norms(modules: Sequence[Any]) -> Any:
+    """(layers, 2, C)"""
+    return _together([weight for norm in modules for weight in (norm.weight, norm.bias)]).reshape(len(modules), 2, -1)
+
+
+def _matrix(modules: Sequence[Any]) -> Matrix:
+    is_table = not isinstance(modules[0], Conv1D)  # of embeddings, the head
+    if int8.is_int8(modules[0]):
+        wholes, scales = zip(*map(int8.parts, modules), strict=True)
+        weight, scale = _together(wholes), _together(scales)
+    else:
+        weight = _together([module.weight for module in modules], transposed=not is_table)
+        scale = np.ones(weight.shape[:2], np.float32)
+    bias = np.zeros_like(scale) if is_table else _together([module.bias for module in modules])
+    return Matrix(weight, scale, bias)
 
 
 def _together(weights: Sequence[Tensor], *, transposed: bool = False) -> Any:

@@ -59,7 +59,7 @@ def generate(
     A sample ends behind `eos_id`, or the id with which the guide says so; it is yielded. `state` is the guide's, behind
     the prompt; without a guide it stays what it is. `n_ids` bars the ids from there on, where a model has more than its
     tokenizer. Of a prompt longer than the context, the model sees the last window. `drafts` are tried for a single
-    sample. Same arguments, machine and threads: same ids.
+    sample. Same arguments, machine and threads: same ids; while an engine is still made ready, but for rounding.
 
     Raises:
         ValueError: an empty prompt.
@@ -118,10 +118,10 @@ class _Reader:
         del self._logits[:1]
         if self._drafts is not None:
             self._drafts.add(chosen)
-        if self._drafts is not None and self._drafted[:1] == chosen:
-            self._drafts.right += 1
-            del self._drafted[0]
-            return
+            if self._drafted[:1] == chosen:
+                self._drafts.right += 1
+                del self._drafted[0]
+                return
         for _, cache in self._caches:
             cache.length -= len(self._drafted)
         self._drafted.clear()
@@ -194,7 +194,7 @@ class _Reader:
 def log_likelihood(model: GPT, ids: Sequence[int], first: int) -> float:
     """The mean log-probability, in nats, of ids[first:], each with half a context before it where there is as much."""
     n_positions = model.config.n_positions
-    device = model.wte.weight.device
+    device = model.wpe.weight.device
     total, at = 0.0, max(1, first)
     while at < len(ids):
         start = max(0, at - max(1, n_positions // 2))

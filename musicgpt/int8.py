@@ -46,5 +46,6 @@ def parts(module: nn.Module) -> tuple[Tensor, Tensor]:
     return made.original0, made.original1  # type: ignore[union-attr,return-value]
 
 
-def is_int8(model: GPT) -> bool:
-    return parametrize.is_parametrized(model.wte, "weight")
+def is_int8(module: nn.Module) -> bool:
+    """Whether this matrix, or that of a model's embeddings, is one of them."""
+    return parametrize.is_parametrized(module.wte if isinstance(module, GPT) else module, "weight")

@@ -1,11 +1,13 @@
 """One forward step of GPT-2 on the cores of a CPU, and the choice of an id behind it, compiled by numba.
 
-NumPy arrays in, NumPy arrays out; knows neither torch nor threads. `step` is run by `size` threads at once, each with a
-`rank` of its own: every matrix product is cut into rows of the weight matrix, and `_meet` keeps them together. A weight
-is read once a step, however many positions it is for; reading the weights is what a step takes its time for.
+NumPy arrays in, NumPy arrays out; knows neither torch nor how threads are made. `serve` is run by `size` of them at
+once, each with a `rank` of its own: every product is cut into rows of the weight matrix, and `_meet` keeps them
+together. A weight is read from memory once a step, which is what a step takes its time for.
 
 What a position gets does not depend, to the last bit, on how many positions go with it nor on how many threads there
-are: each number is made by one thread, and `_dots` adds in one order. So drafts and batches change nothing.
+are: each number is made by one thread, and `_added_up` adds in one order. So drafts and batches change nothing.
+
+`matrix`, `weights` and `room` are those of cpu_engine.py.
 
     B rows of a batch · T new positions · N = B T · C width · H heads · D head size · V vocabulary
 """
@@ -15,7 +17,7 @@ from __future__ import annotations
 import ctypes
 import sys
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import llvmlite.binding
 import numba
@@ -42,55 +44,6 @@ n_positions, and whether to stop."""
 SPINS, PATIENCE = 64, 1_000_000
 """Looks at a number before the core is offered to others, and before a thread goes to sleep: six milliseconds where
 no other thread wants the core."""
-
-
-class Weights(NamedTuple):
-    """What a step reads. Matrices are (…, out, in), float32, or int8 with a scale for each output (else ones)."""
-
-    wte: Any
-    wte_scale: Any
-    wpe: Any
-    no_bias: Any
-    """(V,) zeros."""
-    epsilon: Any
-    """Of the layer norms, float32."""
-    ln_1: Any
-    """(layers, 2, C): weight and bias, as `ln_2`; of `ln_f` (1, 2, C)."""
-    ln_2: Any
-    ln_f: Any
-    attn: Any
-    """(layers, 3 C, C), the scales (layers, 3 C), the biases likewise."""
-    attn_scale: Any
-    attn_bias: Any
-    proj: Any
-    proj_scale: Any
-    proj_bias: Any
-    fc: Any
-    fc_scale: Any
-    fc_bias: Any
-    out: Any
-    """(layers, C, 4 C)."""
-    out_scale: Any
-    out_bias: Any
-
-
-class Room(NamedTuple):
-    """What a step writes on the way, for at most N positions."""
-
-    ids: Any
-    """(N,) int64, row by row."""
-    x: Any
-    """(N, C): the residual stream."""
-    normed: Any
-    """(size, N, C): of each thread its own."""
-    qkv: Any
-    y: Any
-    hidden: Any
-    """(N, 4 C)."""
-    scores: Any
-    """(size, n_positions)."""
-    logits: Any
-    """(N, V): what comes out."""
 
 
 _OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
@@ -274,19 +227,23 @@ def _part(n, rank, size):
 
 
 @_as_written
-def _multiply(w, scale, bias, x, n, out, low, high, adds):
-    """out[:n, low:high] = x[:n] @ w[low:high].T * scale + bias; or that much more, where `adds`."""
+def _multiply(matrix, layer, x, n, out, adds, rank, size):
+    """out[:n] = x[:n] @ weight.T * scale + bias of a layer, or that much more where `adds`: this thread's part of the
+    outputs, from `low` to `high`."""
+    weight, scale, bias = matrix.weight[layer], matrix.scale[layer], matrix.bias[layer]
+    low, high = _part(len(weight), rank, size)
     for begin in range(low, high, OUTPUTS):
-        first = min(begin, w.shape[0] - OUTPUTS)  # of the last tile some outputs may be made twice, alike
+        first = min(begin, len(weight) - OUTPUTS)  # of the last tile some outputs may be made twice, alike
         r = 0
         while n - r >= 4:
-            _tile_of_four(w, scale, bias, x, r, out, first, adds)
+            _tile_of_four(weight, scale, bias, x, r, out, first, adds)
             r += 4
         if n - r >= 2:
-            _tile_of_two(w, scale, bias, x, r, out, first, adds)
+            _tile_of_two(weight, scale, bias, x, r, out, first, adds)
             r += 2
         if n - r == 1:
-            _tile_of_one(w, scale, bias, x, r, out, first, adds)
+            _tile_of_one(weight, scale, bias, x, r, out, first, adds)
+    return low, high
 
 
 @_by_vectors
@@ -358,7 +315,7 @@ def _attend(q, keys, values, n, scores, y):
 def _step(rank, size, sync, job, weights, room):
     """room.ids, (B, T) -> room.logits, (B, kept, V); keys and values go into the cache, (layers, 2, B, H, P, D)."""
     B, T, start, kept, address, H, P = job[0], job[1], job[2], job[3], job[4], job[5], job[6]
-    epsilon = weights.epsilon
+    epsilon, head = weights.epsilon, weights.head
     N, C = B * T, weights.wpe.shape[1]
     D = C // H
     layers = weights.ln_1.shape[0]
@@ -367,16 +324,12 @@ def _step(rank, size, sync, job, weights, room):
     for i in range(N * rank // size, N * (rank + 1) // size):
         id, position = room.ids[i], start + i % T
         for c in range(C):
-            x[i, c] = np.float32(weights.wte[id, c]) * weights.wte_scale[id] + weights.wpe[position, c]
+            x[i, c] = np.float32(head.weight[0, id, c]) * head.scale[0, id] + weights.wpe[position, c]
     _meet(sync, size)
     for layer in range(layers):
         for i in range(N):  # by each thread for itself: it is less work than to meet once more
             _normalise(x[i], weights.ln_1[layer], epsilon, normed[i])
-        low, high = _part(3 * C, rank, size)
-        _multiply(
-            weights.attn[layer], weights.attn_scale[layer], weights.attn_bias[layer],
-            normed, N, room.qkv, low, high, False,
-        )  # fmt: skip
+        _multiply(weights.attn, layer, normed, N, room.qkv, False, rank, size)
         _meet(sync, size)
         for pair in range(B * H * rank // size, B * H * (rank + 1) // size):
             b, h = pair // H, pair % H
@@ -389,33 +342,20 @@ def _step(rank, size, sync, job, weights, room):
                 q, y = room.qkv[b * T + t, h * D : (h + 1) * D], room.y[b * T + t, h * D : (h + 1) * D]
                 _attend(q, keys, values, start + t + 1, scores, y)
         _meet(sync, size)
-        low, high = _part(C, rank, size)
-        _multiply(
-            weights.proj[layer], weights.proj_scale[layer], weights.proj_bias[layer],
-            room.y, N, x, low, high, True,
-        )  # fmt: skip
+        _multiply(weights.proj, layer, room.y, N, x, True, rank, size)
         _meet(sync, size)
         for i in range(N):
             _normalise(x[i], weights.ln_2[layer], epsilon, normed[i])
-        low, high = _part(4 * C, rank, size)
-        _multiply(
-            weights.fc[layer], weights.fc_scale[layer], weights.fc_bias[layer],
-            normed, N, room.hidden, low, high, False,
-        )  # fmt: skip
+        low, high = _multiply(weights.fc, layer, normed, N, room.hidden, False, rank, size)
         for i in range(N):
             _gelu(room.hidden[i, low:high])
         _meet(sync, size)
-        low, high = _part(C, rank, size)
-        _multiply(
-            weights.out[layer], weights.out_scale[layer], weights.out_bias[layer],
-            room.hidden, N, x, low, high, True,
-        )  # fmt: skip
+        _multiply(weights.out, layer, room.hidden, N, x, True, rank, size)
         _meet(sync, size)
     for b in range(B):
         for t in range(kept):
             _normalise(x[b * T + T - kept + t], weights.ln_f[0], epsilon, normed[b * kept + t])
-    low, high = _part(weights.wte.shape[0], rank, size)
-    _multiply(weights.wte, weights.wte_scale, weights.no_bias, normed, B * kept, room.logits, low, high, False)
+    _multiply(head, 0, normed, B * kept, room.logits, False, rank, size)
     _meet(sync, size)
 
 

@@ -26,12 +26,6 @@ from torch.utils.checkpoint import checkpoint
 LOGITS_AT_ONCE = 2**24
 """The loss never holds more logits than this at a time (64 MiB of float32)."""
 
-QUERIES_AT_ONCE = 256
-"""Attention on a CPU takes so many positions of one head at a time: their scores then stay in a core's cache."""
-
-ONEDNN = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
-"""x @ weight.T + bias by oneDNN, where torch has it; its BLAS reaches half of that speed in float32 on AMD's cores."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class GPTConfig:
@@ -95,171 +89,6 @@ music-base   25.2 M: more than that, still on a laptop
 gpt2 … gpt2-xl  the four sizes of the paper; at V = 50,257 and 1,024 positions they have 124,439,808,
              354,823,168, 774,030,080 and 1,557,611,200 weights
 """
-
-
-PRECISIONS = {torch.float32}
-"""In which oneDNN has products on this CPU: for bfloat16 it has no other way than the hardware's."""
-if getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)():
-    PRECISIONS.add(torch.bfloat16)
-
-LEAST_ROWS = 32
-"""With fewer rows than this a product is bound by memory, and torch's own call is as good."""
-
-
-def _is_much(x: Tensor) -> bool:
-    """Whether (..., C) is work for what follows: products and functions for CPUs that bring their own way back."""
-    if x.device.type != "cpu" or ONEDNN is None or torch.compiler.is_compiling():
-        return False
-    return x.shape[:-1].numel() >= LEAST_ROWS and _precision(x) in PRECISIONS
-
-
-def _precision(x: Tensor) -> torch.dtype:
-    return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
-
-
-def _product(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
-    """(n, m) @ (m, k) + (k,) -> (n, k) by oneDNN, without a gradient."""
-    return ONEDNN(a, b.t(), bias, "none", [], "")  # type: ignore[no-any-return,misc]
-
-
-def _over_rows(x: Tensor, grad: Tensor) -> Tensor:
-    """(n, m) and (n, k) -> x.T @ grad: the gradient of a matrix, by whichever call is the faster one."""
-    if x.dtype != torch.float32:
-        return x.t() @ grad
-    if x.shape[1] <= grad.shape[1]:  # oneDNN's linear copies its first factor when it is transposed
-        return _product(x.t(), grad)
-    return _product(grad.t(), x).t()
-
-
-class _Affine(torch.autograd.Function):
-    """x @ weight + bias on a CPU, in the precision of autocast."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        dtype = _precision(x)
-        rows = x.flatten(0, -2).to(dtype)
-        ctx.save_for_backward(rows, weight)
-        return _product(rows, weight.to(dtype), bias.to(dtype)).view(*x.shape[:-1], -1)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        rows, weight = ctx.saved_tensors
-        grad = gradients[0].flatten(0, -2).to(rows.dtype)
-        to_x, to_weight, to_bias = ctx.needs_input_grad
-        return (
-            _product(grad, weight.to(rows.dtype).t()).view(*gradients[0].shape[:-1], -1) if to_x else None,
-            _over_rows(rows, grad) if to_weight else None,
-            grad.sum(0) if to_bias else None,
-        )
-
-
-class _GELU(torch.autograd.Function):
-    """GELU in its tanh form on a CPU: 0.5 (1 + tanh(u)) is sigmoid(2 u), which torch does in an eighth of the time.
-
-    In float32, a piece at a time, so that what is in between stays in the cache.
-    """
-
-    LINEAR = 2 * math.sqrt(2 / math.pi)
-    CUBIC = LINEAR * 0.044715
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        ctx.save_for_backward(x)
-        y = torch.empty_like(x)
-        for into, part in zip(_pieces(y), _pieces(x), strict=True):
-            part = part.float()
-            into.copy_((part * part).mul_(_GELU.CUBIC).add_(_GELU.LINEAR).mul_(part).sigmoid_().mul_(part))
-        return y
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        (x,) = ctx.saved_tensors
-        to_x = torch.empty_like(x)
-        for into, part, grad in zip(_pieces(to_x), _pieces(x), _pieces(gradients[0].contiguous()), strict=True):
-            part = part.float()
-            square = part * part
-            gate = (square * _GELU.CUBIC).add_(_GELU.LINEAR).mul_(part).sigmoid_()
-            rise = square.mul_(3 * _GELU.CUBIC).add_(_GELU.LINEAR).mul_(part)
-            into.copy_(rise.addcmul_(rise, gate, value=-1).add_(1).mul_(gate).mul_(grad))
-        return to_x
-
-
-def _pieces(x: Tensor) -> tuple[Tensor, ...]:
-    at_once = 2**15 * torch.get_num_threads()  # the least that torch spreads over its threads
-    return torch.split(x.view(-1), at_once)
-
-
-class _Attention(torch.autograd.Function):
-    """Causal attention on a CPU, (B, T, 3 C) queries, keys and values -> (B, T, C), with dropout of weights by `p`.
-
-    Scores live for QUERIES_AT_ONCE positions of one head at a time and are worked out again on the way back, so memory
-    grows with T, and no work is done above the diagonal but in its own squares. `p` is rounded to a 256th: a byte of
-    chance for each weight costs a tenth of what torch's own draws do.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, qkv: Tensor, n_head: int, p: float) -> Tensor:
-        B, T, C = qkv.shape[0], qkv.shape[1], qkv.shape[2] // 3
-        ctx.heads = (B, T, 3, n_head, C // n_head)
-        ctx.dropped = min(255, max(1, round(256 * p))) if p else 0
-        ctx.seed = int(torch.randint(2**62, ())) if ctx.dropped else 0
-        heads = qkv.view(ctx.heads).permute(2, 0, 3, 1, 4).clone(memory_format=torch.contiguous_format)
-        heads = heads.view(3, B * n_head, T, C // n_head)
-        q, k, v = heads
-        q /= math.sqrt(C // n_head)
-        ctx.save_for_backward(heads)
-        y = qkv.new_empty(B, T, n_head, C // n_head)
-        for n, first, last, weights, kept in _Attention.parts(ctx, q, k):
-            mixed = _product(weights if kept is None else weights * kept, v[n, :last])
-            y[n // n_head, first:last, n % n_head] = mixed
-        return y.view(B, T, C)
-
-    @staticmethod
-    def parts(ctx: Any, q: Tensor, k: Tensor) -> Iterator[tuple[int, int, int, Tensor, Tensor | None]]:
-        """Head, first and last query, the weights of those, and which of them dropout keeps (scaled)."""
-        T = q.shape[1]
-        chance = torch.Generator().manual_seed(ctx.seed)
-        above = q.new_full((QUERIES_AT_ONCE, QUERIES_AT_ONCE), -math.inf).triu(1)
-        for n in range(len(q)):
-            for first in range(0, T, QUERIES_AT_ONCE):
-                last = min(T, first + QUERIES_AT_ONCE)
-                rows = last - first
-                scores = _product(q[n, first:last], k[n, :last].t())
-                scores[:, first:] += above[:rows, :rows]
-                kept = None
-                if ctx.dropped:
-                    draws = torch.empty(-(-rows * last // 8), dtype=torch.int64).random_(
-                        -(2**63), None, generator=chance
-                    )
-                    kept = draws.view(torch.uint8)[: rows * last].view(rows, last) >= ctx.dropped
-                    kept = kept.to(q.dtype).mul_(256 / (256 - ctx.dropped))
-                yield n, first, last, torch.softmax(scores, -1), kept
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        (heads,) = ctx.saved_tensors
-        q, k, v = heads
-        B, T, _, H, D = ctx.heads
-        grad = gradients[0].reshape(B, T, H, D).transpose(1, 2).to(q.dtype).contiguous().view(q.shape)
-        to_heads = q.new_empty(ctx.heads)
-        # as (D, T): a product that gives these is half as fast again as one that gives (T, D)
-        to_k, to_v = (q.new_zeros(len(q), D, T, dtype=torch.float32) for _ in range(2))
-        for n, first, last, weights, kept in _Attention.parts(ctx, q, k):
-            some = grad[n, first:last]
-            to_weights = _product(some, v[n, :last].t())
-            if kept is not None:
-                to_weights *= kept
-            to_scores = torch._softmax_backward_data(to_weights, weights, -1, q.dtype)  # noqa: SLF001
-            to_heads[n // H, first:last, 0, n % H] = _product(to_scores, k[n, :last])
-            to_k[n, :, :last] += _product(q[n, first:last].t(), to_scores)
-            to_v[n, :, :last] += _product(some.t(), weights if kept is None else weights * kept)
-        to_heads[:, :, 0] /= math.sqrt(D)
-        to_heads[:, :, 1] = to_k.view(B, H, D, T).permute(0, 3, 1, 2)
-        to_heads[:, :, 2] = to_v.view(B, H, D, T).permute(0, 3, 1, 2)
-        return to_heads.view(B, T, 3 * H * D), None, None
 
 
 class KVCache:
@@ -465,3 +294,177 @@ def from_weights(config: GPTConfig, weights: Mapping[str, Any]) -> GPT:
     for parameter in model.parameters():
         parameter.requires_grad_(True)
     return model.eval()
+
+
+# The same on CPUs, faster: products, GELU and attention with ways back of their own. Each gives what torch's gives, but
+# for rounding; where they do not serve, the modules above call torch.
+
+QUERIES_AT_ONCE = 256
+"""Attention on a CPU takes so many positions of one head at a time: their scores then stay in a core's cache."""
+
+ONEDNN = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
+"""x @ weight.T + bias by oneDNN, where torch has it; its BLAS reaches half of that speed in float32 on AMD's cores."""
+
+PRECISIONS = {torch.float32}
+"""In which oneDNN has products on this CPU: for bfloat16 it has no other way than the hardware's."""
+if getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)():
+    PRECISIONS.add(torch.bfloat16)
+
+LEAST_ROWS = 32
+"""With fewer rows than this a product is bound by memory, and torch's own call is as good."""
+
+
+def _is_much(x: Tensor) -> bool:
+    """Whether (..., C) is work for what follows: products and functions for CPUs that bring their own way back."""
+    if x.device.type != "cpu" or ONEDNN is None or torch.compiler.is_compiling():
+        return False
+    return x.shape[:-1].numel() >= LEAST_ROWS and _precision(x) in PRECISIONS
+
+
+def _precision(x: Tensor) -> torch.dtype:
+    return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
+
+
+def _product(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
+    """(n, m) @ (m, k) + (k,) -> (n, k) by oneDNN, without a gradient."""
+    return ONEDNN(a, b.t(), bias, "none", [], "")  # type: ignore[no-any-return,misc]
+
+
+def _over_rows(x: Tensor, grad: Tensor) -> Tensor:
+    """(n, m) and (n, k) -> x.T @ grad: the gradient of a matrix, by whichever call is the faster one."""
+    if x.dtype != torch.float32:
+        return x.t() @ grad
+    if x.shape[1] <= grad.shape[1]:  # oneDNN's linear copies its first factor when it is transposed
+        return _product(x.t(), grad)
+    return _product(grad.t(), x).t()
+
+
+class _Affine(torch.autograd.Function):
+    """x @ weight + bias on a CPU, in the precision of autocast."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        dtype = _precision(x)
+        rows = x.flatten(0, -2).to(dtype)
+        ctx.save_for_backward(rows, weight)
+        return _product(rows, weight.to(dtype), bias.to(dtype)).view(*x.shape[:-1], -1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        rows, weight = ctx.saved_tensors
+        grad = gradients[0].flatten(0, -2).to(rows.dtype)
+        to_x, to_weight, to_bias = ctx.needs_input_grad
+        return (
+            _product(grad, weight.to(rows.dtype).t()).view(*gradients[0].shape[:-1], -1) if to_x else None,
+            _over_rows(rows, grad) if to_weight else None,
+            grad.sum(0) if to_bias else None,
+        )
+
+
+class _GELU(torch.autograd.Function):
+    """GELU in its tanh form on a CPU: 0.5 (1 + tanh(u)) is sigmoid(2 u), which torch does in an eighth of the time.
+
+    In float32, a piece at a time, so that what is in between stays in the cache.
+    """
+
+    LINEAR = 2 * math.sqrt(2 / math.pi)
+    CUBIC = LINEAR * 0.044715
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        y = torch.empty_like(x)
+        for into, part in zip(_pieces(y), _pieces(x), strict=True):
+            part = part.float()
+            into.copy_((part * part).mul_(_GELU.CUBIC).add_(_GELU.LINEAR).mul_(part).sigmoid_().mul_(part))
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        to_x = torch.empty_like(x)
+        for into, part, grad in zip(_pieces(to_x), _pieces(x), _pieces(gradients[0].contiguous()), strict=True):
+            part = part.float()
+            square = part * part
+            gate = (square * _GELU.CUBIC).add_(_GELU.LINEAR).mul_(part).sigmoid_()
+            rise = square.mul_(3 * _GELU.CUBIC).add_(_GELU.LINEAR).mul_(part)
+            into.copy_(rise.addcmul_(rise, gate, value=-1).add_(1).mul_(gate).mul_(grad))
+        return to_x
+
+
+def _pieces(x: Tensor) -> tuple[Tensor, ...]:
+    at_once = 2**15 * torch.get_num_threads()  # the least that torch spreads over its threads
+    return torch.split(x.view(-1), at_once)
+
+
+class _Attention(torch.autograd.Function):
+    """Causal attention on a CPU, (B, T, 3 C) queries, keys and values -> (B, T, C), with dropout of weights by `p`.
+
+    Scores live for QUERIES_AT_ONCE positions of one head at a time and are worked out again on the way back, so memory
+    grows with T, and no work is done above the diagonal but in its own squares. `p` is rounded to a 256th: a byte of
+    chance for each weight costs a quarter of what torch's own draws do.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, qkv: Tensor, n_head: int, p: float) -> Tensor:
+        B, T, C = qkv.shape[0], qkv.shape[1], qkv.shape[2] // 3
+        ctx.heads = (B, T, 3, n_head, C // n_head)
+        ctx.dropped = min(255, max(1, round(256 * p))) if p else 0
+        ctx.seed = int(torch.randint(2**62, ())) if ctx.dropped else 0
+        heads = qkv.view(ctx.heads).permute(2, 0, 3, 1, 4).clone(memory_format=torch.contiguous_format)
+        heads = heads.view(3, B * n_head, T, C // n_head)
+        q, k, v = heads
+        q /= math.sqrt(C // n_head)
+        ctx.save_for_backward(heads)
+        y = qkv.new_empty(B, T, n_head, C // n_head)
+        for n, first, last, weights, kept in _Attention.parts(ctx, q, k):
+            mixed = _product(weights if kept is None else weights * kept, v[n, :last])
+            y[n // n_head, first:last, n % n_head] = mixed
+        return y.view(B, T, C)
+
+    @staticmethod
+    def parts(ctx: Any, q: Tensor, k: Tensor) -> Iterator[tuple[int, int, int, Tensor, Tensor | None]]:
+        """Head, first and last query, the weights of those, and which of them dropout keeps (scaled)."""
+        T = q.shape[1]
+        chance = torch.Generator().manual_seed(ctx.seed)
+        above = q.new_full((QUERIES_AT_ONCE, QUERIES_AT_ONCE), -math.inf).triu(1)
+        for n in range(len(q)):
+            for first in range(0, T, QUERIES_AT_ONCE):
+                last = min(T, first + QUERIES_AT_ONCE)
+                rows = last - first
+                scores = _product(q[n, first:last], k[n, :last].t())
+                scores[:, first:] += above[:rows, :rows]
+                kept = None
+                if ctx.dropped:
+                    draws = torch.empty(-(-rows * last // 8), dtype=torch.int64).random_(
+                        -(2**63), None, generator=chance
+                    )
+                    kept = draws.view(torch.uint8)[: rows * last].view(rows, last) >= ctx.dropped
+                    kept = kept.to(q.dtype).mul_(256 / (256 - ctx.dropped))
+                yield n, first, last, torch.softmax(scores, -1), kept
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (heads,) = ctx.saved_tensors
+        q, k, v = heads
+        B, T, _, H, D = ctx.heads
+        grad = gradients[0].reshape(B, T, H, D).transpose(1, 2).to(q.dtype).contiguous().view(q.shape)
+        to_heads = q.new_empty(ctx.heads)
+        # as (D, T): a product that gives these is half as fast again as one that gives (T, D)
+        to_k, to_v = (q.new_zeros(len(q), D, T, dtype=torch.float32) for _ in range(2))
+        for n, first, last, weights, kept in _Attention.parts(ctx, q, k):
+            some = grad[n, first:last]
+            to_weights = _product(some, v[n, :last].t())
+            if kept is not None:
+                to_weights *= kept
+            to_scores = torch._softmax_backward_data(to_weights, weights, -1, q.dtype)  # noqa: SLF001
+            to_heads[n // H, first:last, 0, n % H] = _product(to_scores, k[n, :last])
+            to_k[n, :, :last] += _product(q[n, first:last].t(), to_scores)
+            to_v[n, :, :last] += _product(some.t(), weights if kept is None else weights * kept)
+        to_heads[:, :, 0] /= math.sqrt(D)
+        to_heads[:, :, 1] = to_k.view(B, H, D, T).permute(0, 3, 1, 2)
+        to_heads[:, :, 2] = to_v.view(B, H, D, T).permute(0, 3, 1, 2)
+        return to_heads.view(B, T, 3 * H * D), None, None

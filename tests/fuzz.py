@@ -316,24 +316,18 @@ def _model(folder: Path) -> None:
     save_model(folder, GPT(GPTConfig(vocab_size=16, n_positions=8, n_embd=4, n_layer=1, n_head=2)))
 
 
-def _config_seeds(folder: Path) -> list[bytes]:
-    _model(folder)
-    return [(folder / "config.json").read_bytes()]
+def _of_checkpoint(name: str, spoil: Callable[[Random, bytes], bytes]) -> Target:
+    """A file of a checkpoint whose other files are sound."""
 
+    def seeds(folder: Path) -> list[bytes]:
+        _model(folder)
+        return [(folder / name).read_bytes()]
 
-def _read_config(data: bytes, folder: Path) -> object:
-    (folder / "config.json").write_bytes(data)
-    return load_model(folder)
+    def read(data: bytes, folder: Path) -> object:
+        (folder / name).write_bytes(data)
+        return load_model(folder)
 
-
-def _weights_seeds(folder: Path) -> list[bytes]:
-    _model(folder)
-    return [(folder / "model.safetensors").read_bytes()]
-
-
-def _read_weights(data: bytes, folder: Path) -> object:
-    (folder / "model.safetensors").write_bytes(data)
-    return load_model(folder)
+    return Target(seeds, read, spoil)
 
 
 def _manifest_seeds(folder: Path) -> list[bytes]:
@@ -359,8 +353,8 @@ TARGETS = {
     "tokenizer-text": Target(_text_seeds, _read_text, spoiled_json),
     "vocabulary": Target(_pair_seeds, _read_pair, _spoiled_pair),
     "tokenizer-config": Target(_said_seeds, _read_said, spoiled_json),
-    "config": Target(_config_seeds, _read_config, spoiled_json),
-    "weights": Target(_weights_seeds, _read_weights, spoiled_safetensors),
+    "config": _of_checkpoint("config.json", spoiled_json),
+    "weights": _of_checkpoint("model.safetensors", spoiled_safetensors),
     "manifest": Target(_manifest_seeds, _read_manifest, spoiled_json),
 }
 
