@@ -176,7 +176,7 @@ class _Reader:
         if not together or len(parts) == 1:
             return parts
         for i, (_, own, _) in enumerate(parts):
-            cache.data[:, :, i] = own.data[:, :, 0]
+            cache.data[:, :, i, :, : own.length] = own.data[:, :, 0, :, : own.length]
         cache.length = own.length
         return [(members, cache, torch.cat([torch.as_tensor(logits) for *_, logits in parts]))]
 

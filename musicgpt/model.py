@@ -108,13 +108,16 @@ class KVCache:
     ) -> None:
         shape = (config.n_layer, 2, batch_size, config.n_head, config.n_positions, config.n_embd // config.n_head)
         self.length = 0
-        self.data = torch.zeros(shape, device=device, dtype=dtype)
-        """(layers, keys and values, B, H, n_positions, D)"""
+        self.data = torch.empty(shape, device=device, dtype=dtype)
+        """(layers, keys and values, B, H, n_positions, D): what is behind `length` has no meaning, and no memory before
+        it is written."""
 
     def repeat(self, batch_size: int) -> KVCache:
         """A cache of one row -> the same row `batch_size` times: a prompt is prefilled once for all samples."""
         copy = object.__new__(KVCache)
-        copy.length, copy.data = self.length, self.data.repeat(1, 1, batch_size, 1, 1, 1)
+        copy.length, (layers, both, _, *rest) = self.length, self.data.shape
+        copy.data = self.data.new_empty(layers, both, batch_size, *rest)
+        copy.data[..., : self.length, :] = self.data[..., : self.length, :]
         return copy
 
 
