@@ -2,7 +2,7 @@
 
 Each output of a matrix has a scale of its own, so that its largest weight is 127. The matrices hold nearly all weights;
 positions, biases and norms stay as they are. torch multiplies with floats made of them on the way, which is slow for a
-single id; `CpuEngine` reads them as they are.
+single id; `CpuEngine` reads them as they are, and rounds what it multiplies them with, by far less than this does.
 """
 
 from __future__ import annotations

@@ -4,6 +4,10 @@ NumPy arrays in, NumPy arrays out; knows neither torch nor how threads are made.
 once, each with a `rank` of its own: every product is cut into rows of the weight matrix, and `_meet` keeps them
 together. A weight is read from memory once a step, which is what a step takes its time for.
 
+With int8 weights the inputs of a product become whole numbers too, of 16 bits: a CPU multiplies and adds twice as many
+of those at once. Exact sums in 32 bits leave the largest of 512 inputs 15 bits, of 2,048 inputs 13, so that a few large
+ones do no harm to the others, and one scale for them all will do.
+
 What a position gets does not depend, to the last bit, on how many positions go with it nor on how many threads there
 are: each number is made by one thread, and `_added_up` adds in one order. So drafts and batches change nothing.
 
@@ -30,6 +34,9 @@ from numba.extending import intrinsic
 LANES, STEP = 16, 64
 """Numbers that a product takes at once, whatever the registers of the CPU hold, and in one turn of its loop: the width
 has to be a multiple of the latter."""
+
+AHEAD = 8192
+"""Bytes of weights that are asked for ahead, made up to whole tiles."""
 
 OUTPUTS = 4
 """Rows of a weight matrix that are read side by side; threads get multiples of it."""
@@ -117,43 +124,44 @@ def _at(typing_context, address):
     return types.CPointer(types.float32)(types.int64), codegen
 
 
-def _added_up(builder: Any, vectors: list[Any]) -> list[Any]:
-    """Vectors of LANES numbers -> the sum of each. Neighbours are added, in all vectors alike, so that a sum does not
-    depend on how many there are."""
+def _of_pairs(builder: Any, a: Any, b: Any) -> Any:
+    """The sums of neighbours in two vectors, those of one behind those of the other; or in one alone, half as many."""
+    ends = a.type.count if a is b else 2 * a.type.count
+    lanes = ([ir.IntType(32)(i) for i in range(begin, ends, 2)] for begin in (0, 1))
+    even, odd = (builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(ir.IntType(32), ends // 2), i)) for i in lanes)
+    return builder.fadd(even, odd) if a.type.element == ir.FloatType() else builder.add(even, odd)
 
-    def of_pairs(a: Any, b: Any, width: int) -> Any:
-        """(width,) and (width,) -> (width,), the sums of one behind those of the other; or of one, (width / 2,)."""
-        ends = width if a is b else 2 * width
-        lanes = (list(range(begin, ends, 2)) for begin in (0, 1))
-        kinds = ir.VectorType(ir.IntType(32), ends // 2)
-        return builder.fadd(*(builder.shuffle_vector(a, b, ir.Constant(kinds, each)) for each in lanes))
 
-    count, width = len(vectors), LANES
+def _added_up(builder: Any, vectors: list[Any]) -> Any:
+    """Vectors of LANES numbers -> a vector of the sum of each. Neighbours are added, in all vectors alike, so that a
+    sum does not depend on how many there are."""
+    count = len(vectors)
     while len(vectors) > 1:
-        vectors = [of_pairs(a, b, LANES) for a, b in zip(vectors[::2], vectors[1::2], strict=True)]
+        vectors = [_of_pairs(builder, a, b) for a, b in zip(vectors[::2], vectors[1::2], strict=True)]
     (together,) = vectors
-    while width > count:
-        together, width = of_pairs(together, together, width), width // 2
-    return [builder.extract_element(together, ir.IntType(32)(i)) for i in range(count)]
+    while together.type.count > count:
+        together = _of_pairs(builder, together, together)
+    return together
 
 
 def _tile_of(rows: int) -> Any:
-    """A function for OUTPUTS rows of a matrix, float32 or int8, times `rows` rows of float32, whose sums stay in
-    registers: (w, first of w, x, first of x) -> OUTPUTS · rows numbers, those of a row of w side by side."""
-    count = OUTPUTS * rows
+    """A function for OUTPUTS rows of a matrix, from `o`, times `rows` rows of inputs, from `r`: sums stay in registers
+    until they go to out[r:, o:], float32. Both are float32, or int8 times int16 and added up in int32, for which LLVM
+    finds the CPU's own instructions (vpdpwssd, vpmaddwd)."""
 
     @intrinsic
-    def tile(typing_context, w, o, x, r):
+    def tile(typing_context, w, o, x, r, out):
         whole = isinstance(w.dtype, types.Integer)
 
         def codegen(context, builder, signature, arguments):
-            w_type, _, x_type, _ = signature.args
-            matrix = context.make_array(w_type)(context, builder, arguments[0])
-            others = context.make_array(x_type)(context, builder, arguments[2])
+            matrix, inputs, results = (
+                context.make_array(signature.args[i])(context, builder, arguments[i]) for i in (0, 2, 4)
+            )
+            first, first_row = arguments[1], arguments[3]
             size = builder.extract_value(matrix.shape, 1)
-            vector = ir.VectorType(ir.FloatType(), LANES)
-            stored = ir.VectorType(context.get_data_type(w.dtype), LANES)
-            number, address = ir.IntType(32), ir.IntType(8).as_pointer()
+            number, address, real = ir.IntType(32), ir.IntType(8).as_pointer(), ir.FloatType()
+            at_once = 2 * LANES if whole else LANES
+            wide = ir.VectorType(number if whole else real, at_once)
             prefetch = cgutils.get_or_insert_function(
                 builder.module, ir.FunctionType(ir.VoidType(), [address, number, number, number]), "llvm.prefetch.p0"
             )
@@ -161,44 +169,56 @@ def _tile_of(rows: int) -> Any:
             def constant(value):
                 return ir.Constant(size.type, value)
 
-            def row(data, first, i):
-                return builder.gep(data, [builder.mul(builder.add(first, constant(i)), size)])
+            def row(array, begin, i):
+                length = builder.extract_value(array.shape, 1)
+                return builder.gep(array.data, [builder.mul(builder.add(begin, constant(i)), length)])
 
-            def load(pointer, k, kind, align):
-                return builder.load(builder.bitcast(builder.gep(pointer, [k]), kind.as_pointer()), align=align)
+            def load(pointer, k, kind):
+                vector = ir.VectorType(context.get_data_type(kind.dtype), at_once)
+                place = builder.bitcast(builder.gep(pointer, [k]), vector.as_pointer())
+                numbers = builder.load(place, align=context.get_abi_sizeof(vector.element))
+                return builder.sext(numbers, wide) if whole else numbers
 
-            w_rows = [row(matrix.data, arguments[1], i) for i in range(OUTPUTS)]
-            x_rows = [row(others.data, arguments[3], i) for i in range(rows)]
-            sums = [cgutils.alloca_once_value(builder, ir.Constant(vector, None)) for _ in range(count)]
+            def more(before, ws, xs):
+                if whole:
+                    products = builder.mul(ws, xs)
+                    return builder.add(before, _of_pairs(builder, products, products))
+                product = builder.fmul(ws, xs, flags=["contract"])  # with the sum, one instruction
+                return builder.fadd(before, product, flags=["contract"])
+
+            w_rows = [row(matrix, first, i) for i in range(OUTPUTS)]
+            x_rows = [row(inputs, first_row, i) for i in range(rows)]
+            nothing = ir.Constant(ir.VectorType(wide.element, LANES), None)
+            sums = [[cgutils.alloca_once_value(builder, nothing) for _ in w_rows] for _ in x_rows]
+            in_tile = builder.mul(size, constant(OUTPUTS))
+            more_tiles = builder.udiv(constant(AHEAD // (w.dtype.bitwidth // 8) - 1), in_tile)
+            distance = builder.mul(in_tile, builder.add(more_tiles, constant(1)))
             with cgutils.for_range_slice(builder, constant(0), size, constant(STEP), intp=size.type) as (k, _):
-                for pointer in w_rows:  # what the next tile needs: rows are too short for the CPU to see it coming
-                    ahead = builder.gep(pointer, [builder.add(k, builder.mul(size, constant(OUTPUTS)))])
+                for pointer in w_rows:  # what a later tile needs: rows are too short for the CPU to see it coming
+                    ahead = builder.gep(pointer, [builder.add(k, distance)])
                     for line in range(0, STEP, 64 if whole else 16):
                         place = builder.bitcast(builder.gep(ahead, [constant(line)]), address)
                         builder.call(prefetch, [place, number(0), number(3), number(1)])
-                for at in range(0, STEP, LANES):
+                for at in range(0, STEP, at_once):
                     here = builder.add(k, constant(at))
-                    xs = [load(pointer, here, vector, 4) for pointer in x_rows]
+                    xs = [load(pointer, here, x) for pointer in x_rows]
                     for i, pointer in enumerate(w_rows):
-                        ws = load(pointer, here, stored, 1 if whole else 4)
-                        ws = builder.sitofp(ws, vector) if whole else ws
-                        for x_row, place in zip(xs, sums[i * rows : (i + 1) * rows], strict=True):
-                            product = builder.fmul(ws, x_row, flags=["contract"])  # with the sum, one instruction
-                            builder.store(builder.fadd(builder.load(place), product, flags=["contract"]), place)
-            numbers = _added_up(builder, [builder.load(place) for place in sums])
-            return context.make_tuple(builder, signature.return_type, numbers)
+                        ws = load(pointer, here, w)
+                        for x_row, places in zip(xs, sums, strict=True):
+                            builder.store(more(builder.load(places[i]), ws, x_row), places[i])
+            together = _added_up(builder, [builder.load(place) for places in sums for place in places])
+            if whole:
+                together = builder.sitofp(together, ir.VectorType(real, together.type.count))
+            for i in range(rows):
+                lanes = ir.Constant(ir.VectorType(number, OUTPUTS), [number(i * OUTPUTS + n) for n in range(OUTPUTS)])
+                own = builder.shuffle_vector(together, together, lanes)
+                place = builder.gep(row(results, first_row, i), [first])
+                builder.store(own, builder.bitcast(place, own.type.as_pointer()), align=4)
+            return context.get_dummy_value()
 
-        return types.UniTuple(types.float32, count)(w, types.intp, x, types.intp), codegen
+        return types.none(w, types.intp, x, types.intp, out), codegen
 
-    @_as_written
-    def multiply(w, scale, bias, x, r, out, first, adds):
-        products = tile(w, first, x, r)
-        for i in range(count):
-            o, row = first + i // rows, r + i % rows
-            value = products[i] * scale[o] + bias[o]
-            out[row, o] = out[row, o] + value if adds else value
-
-    return multiply
+    return tile
 
 
 _tile_of_one, _tile_of_two, _tile_of_four = _tile_of(1), _tile_of(2), _tile_of(4)
@@ -227,22 +247,33 @@ def _part(n, rank, size):
 
 
 @_as_written
-def _multiply(matrix, layer, x, n, out, adds, rank, size):
-    """out[:n] = x[:n] @ weight.T * scale + bias of a layer, or that much more where `adds`: this thread's part of the
+def _finish(sums, scale, unit, bias, out, adds):
+    """Sums of products -> what they are worth, with the bias: in `out`, or that much more there."""
+    for o in range(out.shape[0]):
+        value = sums[o] * (scale[o] * unit) + bias[o]
+        out[o] = out[o] + value if adds else value
+
+
+@_as_written
+def _multiply(matrix, layer, room, n, out, adds, rank, size):
+    """out[:n] = room.taken @ weight.T + bias of a layer, or that much more where `adds`: this thread's part of the
     outputs, from `low` to `high`."""
     weight, scale, bias = matrix.weight[layer], matrix.scale[layer], matrix.bias[layer]
+    x, sums = room.taken[rank], room.sums
     low, high = _part(len(weight), rank, size)
     for begin in range(low, high, OUTPUTS):
         first = min(begin, len(weight) - OUTPUTS)  # of the last tile some outputs may be made twice, alike
         r = 0
         while n - r >= 4:
-            _tile_of_four(weight, scale, bias, x, r, out, first, adds)
+            _tile_of_four(weight, first, x, r, sums)
             r += 4
         if n - r >= 2:
-            _tile_of_two(weight, scale, bias, x, r, out, first, adds)
+            _tile_of_two(weight, first, x, r, sums)
             r += 2
         if n - r == 1:
-            _tile_of_one(weight, scale, bias, x, r, out, first, adds)
+            _tile_of_one(weight, first, x, r, sums)
+    for r in range(n):
+        _finish(sums[r, low:high], scale[low:high], room.units[rank, r], bias[low:high], out[r, low:high], adds)
     return low, high
 
 
@@ -260,6 +291,25 @@ def _normalise(x, weights, epsilon, out):
     factor = np.float32(1) / np.sqrt(squares / size + epsilon)
     for c in range(x.shape[0]):
         out[c] = (x[c] - mean) * factor * weights[0, c] + weights[1, c]
+
+
+@_by_vectors
+def _taken(x, out):
+    """(n,) float32 as products take them: as they are, or as whole numbers, the largest of which is as large as the sum
+    of n products with int8 has room for -> what a 1 is worth."""
+    if out.itemsize == x.itemsize:
+        for c in range(x.shape[0]):
+            out[c] = x[c]
+        return np.float32(1)
+    bits, largest = x.view(np.int32), 0
+    for c in range(x.shape[0]):
+        largest = max(largest, bits[c] & 0x7FFFFFFF)  # without their signs, floats are in the order of their bits
+    most = min(0x7FFF, 0x7FFFFFFF // (0x7F * x.shape[0]))
+    unit = max(np.int32(largest).view(np.float32), np.float32(1e-30)) / np.float32(most)
+    factor = np.float32(1) / unit
+    for c in range(x.shape[0]):
+        out[c] = np.int16(np.rint(x[c] * factor))
+    return unit
 
 
 @_by_vectors
@@ -321,6 +371,7 @@ def _step(rank, size, sync, job, weights, room):
     layers = weights.ln_1.shape[0]
     cache = numba.carray(_at(address), (layers, 2, B, H, P, D))
     x, normed, scores = room.x, room.normed[rank], room.scores[rank]
+    taken, units = room.taken[rank], room.units[rank]
     for i in range(N * rank // size, N * (rank + 1) // size):
         id, position = room.ids[i], start + i % T
         for c in range(C):
@@ -328,8 +379,9 @@ def _step(rank, size, sync, job, weights, room):
     _meet(sync, size)
     for layer in range(layers):
         for i in range(N):  # by each thread for itself: it is less work than to meet once more
-            _normalise(x[i], weights.ln_1[layer], epsilon, normed[i])
-        _multiply(weights.attn, layer, normed, N, room.qkv, False, rank, size)
+            _normalise(x[i], weights.ln_1[layer], epsilon, normed)
+            units[i] = _taken(normed, taken[i])
+        _multiply(weights.attn, layer, room, N, room.qkv, False, rank, size)
         _meet(sync, size)
         for pair in range(B * H * rank // size, B * H * (rank + 1) // size):
             b, h = pair // H, pair % H
@@ -342,20 +394,26 @@ def _step(rank, size, sync, job, weights, room):
                 q, y = room.qkv[b * T + t, h * D : (h + 1) * D], room.y[b * T + t, h * D : (h + 1) * D]
                 _attend(q, keys, values, start + t + 1, scores, y)
         _meet(sync, size)
-        _multiply(weights.proj, layer, room.y, N, x, True, rank, size)
+        for i in range(N):
+            units[i] = _taken(room.y[i], taken[i])
+        _multiply(weights.proj, layer, room, N, x, True, rank, size)
         _meet(sync, size)
         for i in range(N):
-            _normalise(x[i], weights.ln_2[layer], epsilon, normed[i])
-        low, high = _multiply(weights.fc, layer, normed, N, room.hidden, False, rank, size)
+            _normalise(x[i], weights.ln_2[layer], epsilon, normed)
+            units[i] = _taken(normed, taken[i])
+        low, high = _multiply(weights.fc, layer, room, N, room.hidden, False, rank, size)
         for i in range(N):
             _gelu(room.hidden[i, low:high])
         _meet(sync, size)
-        _multiply(weights.out, layer, room.hidden, N, x, True, rank, size)
+        for i in range(N):
+            units[i] = _taken(room.hidden[i], taken[i])
+        _multiply(weights.out, layer, room, N, x, True, rank, size)
         _meet(sync, size)
     for b in range(B):
         for t in range(kept):
-            _normalise(x[b * T + T - kept + t], weights.ln_f[0], epsilon, normed[b * kept + t])
-    _multiply(head, 0, normed, B * kept, room.logits, False, rank, size)
+            _normalise(x[b * T + T - kept + t], weights.ln_f[0], epsilon, normed)
+            units[b * kept + t] = _taken(normed, taken[b * kept + t])
+    _multiply(head, 0, room, B * kept, room.logits, False, rank, size)
     _meet(sync, size)
 
 
