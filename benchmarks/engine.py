@@ -1,11 +1,12 @@
 """What generating costs ours: a long prompt, a long piece, and with drafting.
 
     python benchmarks/engine.py [--threads N] [--rounds 5] [--weights float32] [--json FILE]
-                                [--checkpoint DIRECTORY --songs FOLDER]
+                                [--checkpoint DIRECTORY] [--songs FOLDER] [--shards FOLDER]
 
 Prefill: the operations of a prompt of 1,000 ids a second, beside those of its matrix products alone, of the same shapes
 in the same precision, attention counted as causal. Along a piece: milliseconds an id, windows moved on included.
-Drafting: continuations of real songs by a trained checkpoint, with the same seeds in each way.
+Drafting: continuations of real songs by a trained checkpoint, with the same seeds in each way. Loss: of that checkpoint
+on the validation split of shards made with its tokenizer, as torch and as the engine compute it.
 """
 
 from __future__ import annotations
@@ -21,20 +22,24 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from generating import CASES, Case, write
 
 import musicgpt
+from musicgpt.batches import IGNORED
 from musicgpt.checkpoint import load_model
 from musicgpt.corpus import find_files
 from musicgpt.cpu_engine import CpuEngine
 from musicgpt.drafts import Drafts
+from musicgpt.evaluate import mean_loss, windows_of
 from musicgpt.generate import generate
 from musicgpt.grammar import Grammar
 from musicgpt.midi_tokenizer import MidiTokenizer
 from musicgpt.model import GPTConfig
 from musicgpt.sampling import SamplingConfig
+from musicgpt.shards import Shards
 from musicgpt.vocabulary import Vocabulary
 
 PROMPT = 1_000
@@ -127,13 +132,35 @@ def drafting(checkpoint: Path, songs: Path, weights: str, rounds: int, new: int 
     return found
 
 
+def losses(checkpoint: Path, shards: Path) -> dict[str, float]:
+    """Nats per id with float32 and int8 weights, by torch, and by the engine, whose products are of whole numbers."""
+    shard = Shards(shards).split("val")
+    documents = [shard.sequence(int(first)).astype(np.int64) for first in shard.documents[:-1]]
+    found = {}
+    for weights in ("float32", "int8"):
+        engine = musicgpt.load(checkpoint, weights=weights).engine
+        assert isinstance(engine, CpuEngine)
+        assert engine.ready()
+        P = engine.config.n_positions
+        windows = list(windows_of(documents, P, P // 2))
+        found[f"{weights}, torch"] = mean_loss(engine.model, windows)
+        total = count = 0
+        for (ids,), targets in windows:
+            logits = torch.from_numpy(engine.extend([ids.tolist()], engine.cache(1), len(ids))[0])
+            total += float(F.cross_entropy(logits, targets[0], ignore_index=IGNORED, reduction="sum"))
+            count += int((targets != IGNORED).sum())
+        found[f"{weights}, ours"] = total / count
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--weights", choices=("float32", "int8"), default="float32")
-    parser.add_argument("--checkpoint", type=Path, help="a trained model without merges, for drafting")
+    parser.add_argument("--checkpoint", type=Path, help="a trained model: without merges, for drafting")
     parser.add_argument("--songs", type=Path, help="what it continues")
+    parser.add_argument("--shards", type=Path, help="what its loss is measured on")
     parser.add_argument("--json", type=Path, help="where to write all that was measured")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -161,6 +188,12 @@ def main() -> None:
             print(f"| {way} | {statistics.median(speeds):.0f} | {' | '.join(cells)} |")
         tried, right = sum(found["tried"]), sum(found["right"])
         print(f"\nof {tried:,.0f} ids guessed ahead {right / max(1, tried):.0%} came true")
+    if options.checkpoint and options.shards:
+        results["loss"] = losses(options.checkpoint, options.shards)
+        before, *_ = results["loss"].values()
+        print("\n| | loss | more than float32 |\n|---|---|---|")
+        for way, loss in results["loss"].items():
+            print(f"| {way} | {loss:.5f} | {loss / before - 1:.4%} |")
     if options.json:
         options.json.write_text(json.dumps(results, indent=1))
 
