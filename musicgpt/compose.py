@@ -28,6 +28,7 @@ from musicgpt.engine import TorchEngine
 from musicgpt.errors import InputError, UsageError
 from musicgpt.generate import generate, log_likelihood
 from musicgpt.grammar import Grammar
+from musicgpt.grid_tokenizer import IDS_PER_BAR, GridTokenizer
 from musicgpt.int8 import is_int8
 from musicgpt.midi_tokenizer import MidiTokenizer
 from musicgpt.model import GPT
@@ -81,7 +82,7 @@ class Piece:
     @property
     def document(self) -> Any:
         """A `symusic.Score` from a model of music, a str from a model of text."""
-        if self.include_prompt or not isinstance(self.tokenizer, MidiTokenizer):
+        if self.include_prompt or not isinstance(self.tokenizer, MidiTokenizer):  # those begin where they begin
             return self.tokenizer.decode(self.ids)
         score = self.tokenizer.decode(self.prompt_ids + self.new_ids)
         return midi.from_tick(score, round(self.boundary * score.ticks_per_quarter))
@@ -98,7 +99,7 @@ class Piece:
 
     def save(self, path: str | Path) -> None:
         """Raises: InputError: the file cannot be written."""
-        if not isinstance(self.tokenizer, MidiTokenizer):
+        if self.tokenizer.prints:
             self.tokenizer.write(self.document, Path(path))
             return
         score = self.document
@@ -124,7 +125,7 @@ class LanguageModel:
     def vocabulary(self) -> Vocabulary:
         """What the grammar knows of the ids. Raises: UsageError: a model of text has no such thing."""
         if not isinstance(self.tokenizer, MidiTokenizer):
-            raise UsageError("this is a model of text: it has no bars, instruments or notes")
+            raise UsageError("this model has no grammar: it is of text, or of voices on a grid")
         return Vocabulary(self.tokenizer)
 
     @property
@@ -259,7 +260,7 @@ class LanguageModel:
         for name, value in (("prompt_bars", prompt_bars), ("prompt_tokens", prompt_tokens)):
             if value is not None and (not isinstance(value, int) or value < 1):
                 raise UsageError(f"{name} {value}: expected at least 1")
-        music = isinstance(self.tokenizer, MidiTokenizer)
+        music = not self.tokenizer.prints
         if prompt_bars is not None and not music:
             raise UsageError("prompt_bars: this is a model of text; prompt_tokens takes the first ids")
         if prompt is None or (isinstance(prompt, list | tuple) and not prompt):
@@ -344,10 +345,17 @@ class Stream:
             prompt, report, prompt_bars=prompt_bars, prompt_tokens=prompt_tokens
         )
         self.grammar: Grammar | None = None
+        self._n_ids = tokenizer.vocab_size
         if isinstance(tokenizer, MidiTokenizer):
             self.grammar = Grammar(language_model.vocabulary, self.prompt_ids, constraints, bars=bars, seconds=seconds)
             for remark in self.grammar.remarks:
                 report(remark)
+        elif isinstance(tokenizer, GridTokenizer):
+            if seconds is not None or asked:
+                raise UsageError("this is a model of voices on a grid: of lengths and constraints it knows bars alone")
+            if bars is not None:
+                max_new_tokens = min(bars * IDS_PER_BAR, max_new_tokens or bars * IDS_PER_BAR)
+                self._n_ids = tokenizer.eos_id  # no end before that
         elif bars is not None or seconds is not None or asked:
             raise UsageError("this is a model of text: it has no bars, seconds, instruments or notes")
         lengths = {"max_new_tokens": max_new_tokens, "bars": bars, "seconds": seconds}
@@ -394,7 +402,7 @@ class Stream:
             seed=self._seed,
             num_samples=self.num_samples,
             eos_id=tokenizer.eos_id,
-            n_ids=tokenizer.vocab_size,
+            n_ids=self._n_ids,
             guide=self.grammar,
             state=self.grammar.begin if self.grammar else None,
             window=tokenizer.window,
@@ -411,7 +419,13 @@ class Stream:
         self._taken = None
 
     def __iter__(self) -> Iterator[Any]:
-        """The notes (`Note`) of a piece of music as each is complete, or a text in parts that end with a character."""
+        """The notes (`Note`) of a piece of music as each is complete, or a text in parts that end with a character.
+
+        Raises:
+            UsageError: a model of voices on a grid, of which the whole piece is shown.
+        """
+        if self.grammar is None and not self._model.tokenizer.prints:
+            raise UsageError("this model, of voices on a grid, shows the whole piece only: no notes as they are made")
         row, shown = self.rows[0], 0
         for _ in self.steps():
             if self.grammar is not None:

@@ -48,7 +48,8 @@ class PrepareConfig:
     kind: str | None = option(None, "what to take from a folder that holds both", choices=("music", "text"))
     tokenizer: str | None = option(
         None,
-        "remi (default), tsd, midilike, structured for music; bpe (default), bytes, characters for text; "
+        "remi (default), tsd, midilike, structured, grid (four voices) for music; bpe (default), bytes, characters "
+        "for text; "
         "or a directory that holds a tokenizer",
     )
     vocab_size: int | None = option(None, "learn byte-pair merges up to this many ids (bpe: 4096)")

@@ -12,8 +12,6 @@ Crestel 2021; byte-pair merges on music, Fradet et al. 2023.
 
 from __future__ import annotations
 
-import base64
-import html
 import json
 import sys
 import tempfile
@@ -371,15 +369,7 @@ class MidiTokenizer:
         return ["".join(chr(id + CHR_ID_START) for id in bar.ids) for bar in sequence.split_per_bars()]
 
     def as_html(self, document: ScoreTick, prompt: ScoreTick | None) -> str:
-        """The piano roll, prompt and continuation told apart, and a player where sound can be made."""
-        boundary = prompt.end() / prompt.ticks_per_quarter if prompt is not None else None
-        picture = render.picture_bytes(render.piano_roll(document, boundary=boundary), "svg").decode()
-        picture = picture[picture.index("<svg") :]
-        try:
-            sound = base64.b64encode(render.wav_bytes(document)).decode()
-        except InputError as error:
-            return f"{picture}<p>{html.escape(str(error))}</p>"
-        return f'{picture}<br><audio controls src="data:audio/wav;base64,{sound}"></audio>'
+        return render.as_html(document, prompt)
 
     def save(self, directory: Path) -> None:
         text = json.dumps(self.wrapped.to_dict(), indent=1)

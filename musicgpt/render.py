@@ -7,6 +7,8 @@ the same bytes on every call, in each of the three formats.
 
 from __future__ import annotations
 
+import base64
+import html
 import io
 import math
 import wave
@@ -415,6 +417,18 @@ def picture_bytes(figure: Figure, kind: str, style: Any = STYLE) -> bytes:
         metadata: dict[str, Any] = {"Date": None} if kind == "svg" else {"Software": None}
         figure.savefig(picture, format=kind, metadata=metadata)
     return picture.getvalue()
+
+
+def as_html(score: ScoreTick, prompt: ScoreTick | None = None) -> str:
+    """The piano roll, a prompt and its continuation told apart, and a player where sound can be made."""
+    boundary = prompt.end() / prompt.ticks_per_quarter if prompt is not None else None
+    picture = picture_bytes(piano_roll(score, boundary=boundary), "svg").decode()
+    picture = picture[picture.index("<svg") :]
+    try:
+        sound = base64.b64encode(wav_bytes(score)).decode()
+    except InputError as error:
+        return f"{picture}<p>{html.escape(str(error))}</p>"
+    return f'{picture}<br><audio controls src="data:audio/wav;base64,{sound}"></audio>'
 
 
 def render(source: Path, out: Path, *, boundary: float | None = None) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from musicgpt.errors import InputError, TokenizerError
 from musicgpt.files import read_json
+from musicgpt.grid_tokenizer import GridTokenizer
 from musicgpt.midi_tokenizer import MidiTokenizer
 from musicgpt.text_tokenizer import NAMES, VOCABULARIES, TextTokenizer
 
@@ -128,7 +129,7 @@ class Tokenizer(Protocol[D]):
         """Raises: TokenizerError: `save` did not write this."""
 
 
-KINDS: dict[str, Any] = {"midi": MidiTokenizer, "text": TextTokenizer}
+KINDS: dict[str, Any] = {"midi": MidiTokenizer, "grid": GridTokenizer, "text": TextTokenizer}
 """The `kind` of tokenizer_config.json -> the class that loads such a directory."""
 
 DEFAULTS = {"music": "remi", "text": "bpe"}
@@ -136,13 +137,14 @@ DEFAULTS = {"music": "remi", "text": "bpe"}
 
 
 def new_tokenizer(name: str) -> Tokenizer[Any]:
-    """By name: remi, tsd, midilike, structured for music; bpe, bytes, characters for text.
+    """By name: remi, tsd, midilike, structured, grid for music; bpe, bytes, characters for text.
 
     Raises:
         TokenizerError: a name that is unknown, or known and refused; the message says why.
     """
-    tokenizer: Tokenizer[Any] = TextTokenizer.new(name) if name.lower() in NAMES else MidiTokenizer.new(name)
-    return tokenizer
+    if name.lower() == GridTokenizer.name:
+        return GridTokenizer()
+    return TextTokenizer.new(name) if name.lower() in NAMES else MidiTokenizer.new(name)
 
 
 def default_name(suffixes: Set[str], kind: str | None) -> str:
