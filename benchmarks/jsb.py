@@ -1,6 +1,7 @@
 """JSB chorales on the grid of sixteenths: train a GPT-2 on them, and score one.
 
     python benchmarks/jsb.py train --data FILE --out RUN [--train NAME] [--val NAME] [any flag of musicgpt train]
+    python benchmarks/jsb.py lengthen CHECKPOINT --n-positions N --out DIRECTORY
     python benchmarks/jsb.py evaluate CHECKPOINT --data FILE --split NAME [--stride N] [--json]
 
 FILE is a JSON object: split -> chorales -> steps -> [S, A, T, B], MIDI pitches, -1 for silence. The number is nats per
@@ -9,9 +10,12 @@ the order S, A, T, B, step by step, given nothing but what stands before it. Eve
 padding do not count; p sums to 1 over the whole vocabulary, BOS and EOS included. A chorale longer than the context is
 read in windows that begin at bar lines, so that at least n_positions - N ids stand before each that is scored.
 
-`train` writes shards and calls `musicgpt train` on them, with the flags of RECIPE where none are given. Each chorale is
-there in every transposition that stays within the range of the set, and is filled up with EOS to whole bars: so every
-training window begins at a bar line, and a position always means the same voice and place in the bar.
+`train` writes shards to RUN-shards and calls `musicgpt train` on them with the other flags. Each chorale is there in
+every transposition that stays within the range of the set, and is filled up with EOS to whole bars: so every training
+window begins at a bar line, and a position always means the same voice and place in the bar.
+
+`lengthen` repeats the learned positions of a checkpoint, to go on with longer windows (`train --init-from DIRECTORY`):
+a model learns the four voices and the bar sooner from short ones.
 """
 
 from __future__ import annotations
@@ -20,13 +24,14 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from musicgpt.batches import IGNORED
-from musicgpt.checkpoint import load_model, resolve_checkpoint
+from musicgpt.checkpoint import load_model, resolve_checkpoint, save_weights
 from musicgpt.cli import main as musicgpt
 from musicgpt.errors import InputError, MusicGPTError
 from musicgpt.evaluate import mean_loss
@@ -35,8 +40,6 @@ from musicgpt.grid_tokenizer import IDS_PER_BAR, VOICES, GridTokenizer
 from musicgpt.shards import FORMAT, MANIFEST, SPLITS, IndexWriter, checksums, ids_dtype
 
 TOKENIZER = GridTokenizer()
-
-RECIPE = "--preset music-tiny --batch-size 4 --n-positions 1024 --steps 8000"
 
 STRIDE = 2 * IDS_PER_BAR
 
@@ -98,7 +101,16 @@ def _sequence(grid: np.ndarray) -> list[int]:
 def train(data: Path, out: Path, splits: dict[str, str], flags: list[str]) -> None:
     shards = out.with_name(out.name + "-shards")
     write_shards(shards, {name: chorales(data, split) for name, split in splits.items()})
-    musicgpt(["train", str(shards), "--out", str(out), *RECIPE.split(), *flags])
+    musicgpt(["train", str(shards), "--out", str(out), *flags])
+
+
+def lengthen(checkpoint: str, n_positions: int, out: Path) -> None:
+    """A model -> one that reads more ids; within its old context it gives the same logits."""
+    model = load_model(resolve_checkpoint(checkpoint))
+    times = -(-n_positions // model.config.n_positions)
+    weights = model.state_dict()
+    weights["wpe.weight"] = weights["wpe.weight"].repeat(times, 1)[:n_positions]
+    save_weights(out, replace(model.config, n_positions=n_positions), weights, TOKENIZER)
 
 
 def evaluate(checkpoint: str, data: Path, split: str, stride: int) -> dict[str, float]:
@@ -135,6 +147,10 @@ def main() -> None:
     training.add_argument("--out", type=Path, required=True)
     training.add_argument("--train", default="train")
     training.add_argument("--val", default="valid")
+    longer = verbs.add_parser("lengthen", allow_abbrev=False)
+    longer.add_argument("checkpoint")
+    longer.add_argument("--n-positions", type=int, required=True)
+    longer.add_argument("--out", type=Path, required=True)
     scoring = verbs.add_parser("evaluate", allow_abbrev=False)
     scoring.add_argument("checkpoint")
     scoring.add_argument("--split", required=True)
@@ -149,6 +165,9 @@ def main() -> None:
             return
         if flags:
             parser.error(f"unknown: {' '.join(flags)}")
+        if options.verb == "lengthen":
+            lengthen(options.checkpoint, options.n_positions, options.out)
+            return
         found = evaluate(options.checkpoint, options.data, options.split, options.stride)
     except MusicGPTError as error:
         sys.exit(f"jsb.py: error: {error}")

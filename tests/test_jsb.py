@@ -13,7 +13,7 @@ import torch
 import transformers
 
 from musicgpt.batches import Batches
-from musicgpt.checkpoint import save_model
+from musicgpt.checkpoint import load_model, save_model
 from musicgpt.grid_tokenizer import IDS_PER_BAR, VOICES, GridTokenizer
 from musicgpt.model import GPT, GPTConfig
 from musicgpt.shards import Shards
@@ -64,6 +64,17 @@ def test_the_loss_is_that_of_each_voice_step_by_itself(data: Path, checkpoint: P
     found = jsb.evaluate(str(checkpoint), data, "some", stride=IDS_PER_BAR)
     assert found["voice_steps"] == len(losses)
     assert found["nats_per_voice_step"] == pytest.approx(np.mean(losses), rel=1e-5)
+
+
+def test_a_lengthened_model_is_the_same_within_its_old_context(data: Path, checkpoint: Path, tmp_path: Path) -> None:
+    jsb.lengthen(str(checkpoint), 5 * IDS_PER_BAR, tmp_path)
+    short, long = load_model(checkpoint), load_model(tmp_path)
+    ids = torch.tensor([TOKENIZER.ids(jsb.chorales(data, "check")[0])])[:, : 2 * IDS_PER_BAR]
+    assert long.config.n_positions == 5 * IDS_PER_BAR
+    assert torch.equal(short(ids), long(ids))
+    assert not torch.equal(
+        short(ids), long(torch.cat((ids, ids), 1))[:, ids.shape[1] :]
+    )  # the second time it knows more
 
 
 def test_the_command_prints_the_two_keys(data: Path, checkpoint: Path) -> None:
