@@ -27,7 +27,7 @@ VOICES = ("Soprano", "Alto", "Tenor", "Bass")
 LOWEST, HIGHEST = 36, 81
 """Pitches of the chorales: all of the 382 that are compared lie within."""
 
-STEPS_PER_QUARTER = 4
+STEPS_PER_QUARTER, TICKS_PER_STEP = 4, 120
 IDS_PER_BAR = 4 * STEPS_PER_QUARTER * len(VOICES)
 """A bar is four quarter notes long, whatever the metre."""
 
@@ -100,7 +100,7 @@ class GridTokenizer:
 
     def decode(self, ids: Sequence[int]) -> ScoreTick:
         """A track for each voice; equal pitches in a row are one note."""
-        score = ScoreTick(STEPS_PER_QUARTER)
+        score = ScoreTick(STEPS_PER_QUARTER * TICKS_PER_STEP)
         score.tempos.append(TempoTick(0, TEMPO_BPM))
         score.time_signatures.append(TimeSignatureTick(0, 4, 4))
         for name, pitches in zip(VOICES, self.grid(ids).T, strict=True):
@@ -108,7 +108,7 @@ class GridTokenizer:
             track = TrackTick(name, CHOIR)
             track.notes = NoteTickList(
                 [
-                    NoteTick(start, end - start, int(pitches[start]), VELOCITY)
+                    NoteTick(start * TICKS_PER_STEP, (end - start) * TICKS_PER_STEP, int(pitches[start]), VELOCITY)
                     for start, end in pairwise(bounds)
                     if end > start and pitches[start] != SILENCE
                 ]
