@@ -23,6 +23,7 @@ from replay import IllFormed, read_back, replay
 
 import musicgpt
 from musicgpt.compose import LanguageModel
+from musicgpt.constraints import Constraints
 from musicgpt.cpu_engine import CpuEngine
 from musicgpt.generate import generate
 from musicgpt.grammar import Grammar, Mask
@@ -33,6 +34,7 @@ from musicgpt.state import State
 from musicgpt.vocabulary import Vocabulary
 
 IDS = 512
+CHORDS = "Am F C G"
 
 
 def from_nothing(
@@ -107,8 +109,8 @@ def shares(model: LanguageModel, n: int) -> None:
 class Timed(Grammar):
     """Notes what it takes in place: behind a model that has just filled the caches with its weights."""
 
-    def __init__(self, vocabulary: Vocabulary) -> None:
-        super().__init__(vocabulary, bars=10**6)
+    def __init__(self, vocabulary: Vocabulary, constraints: Constraints) -> None:
+        super().__init__(vocabulary, constraints=constraints, bars=10**6)
         self.milliseconds: list[float] = []
         """Of each id, a mask and an advance."""
 
@@ -125,14 +127,14 @@ class Timed(Grammar):
         return following
 
 
-def cost(model: LanguageModel, name: str, rounds: int = 5, ids: int = 256) -> None:
+def cost(model: LanguageModel, name: str, chords: str | None = None, rounds: int = 5, ids: int = 256) -> None:
     """Milliseconds an id with and without, in turn; and what of it the grammar itself takes."""
     config = SamplingConfig()
     times: dict[bool, list[float]] = {True: [], False: []}
     own: list[float] = []
     for seed in range(rounds):
         for guided in (True, False):
-            grammar = Timed(model.vocabulary) if guided else None
+            grammar = Timed(model.vocabulary, Constraints(chords=chords)) if guided else None
             start = time.perf_counter()
             count = sum(1 for _ in from_nothing(model, config, seed, ids, grammar))
             times[guided].append((time.perf_counter() - start) / count * 1000)
@@ -182,6 +184,7 @@ def main() -> None:
         print()
     model.vocabulary  # noqa: B018 made once a model
     cost(model, "this checkpoint")
+    cost(model, f"this checkpoint, --chords '{CHORDS}'", CHORDS)
     if options.vocabulary:
         tokenizer = MidiTokenizer.load(options.vocabulary)
         for preset in ("music-tiny", "music-small"):
@@ -190,7 +193,8 @@ def main() -> None:
             gpt = GPT(config)
             engine = CpuEngine(gpt)
             engine.ready()
-            cost(LanguageModel(gpt, tokenizer, engine), f"{preset} with random weights")
+            for chords in (None, CHORDS):
+                cost(LanguageModel(gpt, tokenizer, engine), f"{preset} with random weights, chords {chords}", chords)
     first_note(model)
     far(model)
 

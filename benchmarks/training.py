@@ -281,8 +281,8 @@ def loading(nano: str | None) -> dict[str, float]:
             batch_size=shape["batch"],
             n_positions=shape["n_positions"],
             seed=0,
-            bos_id=tokenizer.bos_id,
             eos_id=tokenizer.eos_id,
+            unscored=tokenizer.unscored,
         )
         step = ours(shape, "bfloat16")
         step()

@@ -34,7 +34,9 @@ Window = Callable[[np.ndarray, int], tuple[int, list[int]]]
 class Batches:
     """`batches[step]` -> ids and targets of that step, each (batch_size, T) int64.
 
-    A BOS that follows an EOS is certain, hence no target; where the two are one id it is the end, and is scored.
+    Ids that are `unscored` are no targets: a BOS that follows an EOS is certain. Where the two are one id it is the
+    end, and is scored. A document whose second id is one of `whole` makes no sense from its middle on: where the cut
+    falls into it, the window begins with it.
 
     Raises:
         ValueError: no ids to make windows of.
@@ -48,8 +50,9 @@ class Batches:
         batch_size: int,
         n_positions: int,
         seed: int,
-        bos_id: int,
         eos_id: int,
+        unscored: frozenset[int],
+        whole: frozenset[int] = frozenset(),
     ) -> None:
         if shard.n_documents == 0 or len(shard.ids) < 2:
             raise ValueError("the training split is empty")
@@ -59,7 +62,8 @@ class Batches:
         self.n_positions = n_positions
         self.seed = seed
         self.eos_id = eos_id
-        self.unscored = bos_id if bos_id != eos_id else None
+        self.unscored, self.whole = unscored, whole
+        self._unscored = torch.tensor(sorted(unscored), dtype=torch.int64)
         self._epoch_starts = [0]  # position in the stream of each epoch, as far as they were needed
 
     def __getitem__(self, step: int) -> tuple[Tensor, Tensor]:
@@ -74,8 +78,7 @@ class Batches:
         ids, targets = batch[:, :-1], batch[:, 1:].clone()
         for row, (_, header) in zip(targets, begins, strict=True):
             row[: max(0, len(header) - 1)] = IGNORED
-        if self.unscored is not None:
-            targets = targets.where(targets != self.unscored, IGNORED)
+        targets = targets.where(~torch.isin(targets, self._unscored), IGNORED)
         return ids.contiguous(), targets
 
     def epoch(self, step: int) -> float:
@@ -108,7 +111,9 @@ class Batches:
         sequence = self.shard.sequence(int(plan.sequences[n]))
         length = len(sequence)
         first = length - (int(plan.ends[n]) - within)
-        if self.unscored is not None and sequence[-1] != self.eos_id:  # a piece whose end is for validation
+        if length > 1 and int(sequence[1]) in self.whole:
+            return cut - first, np.zeros(0, dtype=np.int64)
+        if self.unscored and sequence[-1] != self.eos_id:  # a piece of music whose end is for validation
             sequence = np.append(sequence, self.eos_id)
         start, header = self.window(sequence, first) if first else (0, [])
         if start - first + len(header) > self.n_positions // 2:  # else what stands in long bars would never be learned
@@ -181,7 +186,7 @@ class _Plan:
 
 
 def windows_in_order(
-    shard: Shard, *, n_positions: int, bos_id: int, eos_id: int, limit: int
+    shard: Shard, *, n_positions: int, limit: int, unscored: frozenset[int]
 ) -> list[tuple[Tensor, Tensor]]:
     """The first sequence of each document, end to end, as (1, ≤ T) windows: at most about `limit` ids are scored.
 
@@ -195,7 +200,6 @@ def windows_in_order(
     for start in range(0, len(stream) - 1, n_positions):
         window = torch.from_numpy(stream[start : start + n_positions + 1])
         targets = window[1:]
-        if bos_id != eos_id:
-            targets = targets.where(targets != bos_id, IGNORED)
+        targets = targets.where(~torch.isin(targets, torch.tensor(sorted(unscored), dtype=torch.int64)), IGNORED)
         pairs.append((window[None, :-1], targets[None]))
     return pairs

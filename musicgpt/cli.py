@@ -15,8 +15,9 @@ from typing import Any, NoReturn, TypeVar, get_args, get_type_hints
 
 from musicgpt import __version__
 from musicgpt.config import WEIGHT_KINDS, PrepareConfig, TrainConfig, flag
-from musicgpt.constraints import Constraints
+from musicgpt.constraints import SURROUNDED, Constraints, read_bars
 from musicgpt.errors import MusicGPTError, UsageError
+from musicgpt.marks import PER_INSTRUMENT, TOGETHER
 from musicgpt.sampling import SamplingConfig
 
 A = TypeVar("A")
@@ -117,12 +118,46 @@ def make_parser() -> Parser:
     )
     piece.add_argument("--num-samples", metavar="N", type=int, help="so many results, as one batch (1)")
     piece.add_argument("--best-of", metavar="N", type=int, help="keep the likeliest of N, by the model itself (1)")
+    piece.add_argument(
+        "--keep", choices=("best",), help="of --num-samples, the one nearest to the controls asked for (density, key …)"
+    )
     piece.add_argument("--seed", metavar="N", type=int, help="another number, another result (0)")
     piece.add_argument("--stream", action="store_true", help="also print each note as it is made, as a JSON line")
     choice = generate.add_argument_group("how ids are chosen", argument_default=argparse.SUPPRESS)
     _add_fields(choice, SamplingConfig)
     choice.add_argument("--no-top-k", dest="top_k", action="store_const", const=None, help="no limit on the candidates")
     _add_fields(generate.add_argument_group("what the music keeps to"), Constraints)
+
+    infill = _verb(verbs, "infill", _infill, "fill bars or tracks of a piece, and leave the rest as it is")
+    infill.add_argument("checkpoint", metavar="CHECKPOINT", help="as for generate")
+    infill.add_argument("--revision", metavar="NAME", help="branch, tag or commit of a model on the Hugging Face Hub")
+    infill.add_argument("--device", default="cpu", help="cpu, cuda, mps (cpu)")
+    _add_weights(infill)
+    infill.add_argument("--force", action="store_true", help="overwrite OUT")
+    infill.add_argument(
+        "--piece", required=True, metavar="MIDI", help="a file, a phrase that ships, or ABC written out"
+    )
+    infill.add_argument(
+        "-o", "--out", metavar="OUT", type=Path, help="where to write; OUT-1 is the best of several (out)"
+    )
+    piece = infill.add_argument_group("what is asked for", argument_default=argparse.SUPPRESS)
+    piece.add_argument("--bars", metavar="A-B", help="which bars, counted from 1, as 5-8 (all)")
+    piece.add_argument("--num-samples", metavar="N", type=int, help="so many takes, the likeliest first (1)")
+    piece.add_argument("--seed", metavar="N", type=int, help="another number, another result (0)")
+    choice = infill.add_argument_group("how ids are chosen", argument_default=argparse.SUPPRESS)
+    _add_fields(choice, SamplingConfig)
+    choice.add_argument("--no-top-k", dest="top_k", action="store_const", const=None, help="no limit on the candidates")
+    keeps = infill.add_argument_group("what the music keeps to", argument_default=argparse.SUPPRESS)
+    keeps.add_argument(
+        "--track",
+        action="append",
+        metavar="WHAT",
+        help="a track to fill, by its number in inspect (from 0) or its instrument, which may be new; with what "
+        "holds for it, as 1:pitch-range=C2-C4 (repeat it for others; all)",
+    )
+    _add_fields(
+        keeps, Constraints, leave_out=(*SURROUNDED, *PER_INSTRUMENT, *TOGETHER, "bars_left", "control", "track")
+    )
 
     render = _verb(verbs, "render", _render, "turn a piece into sound (.wav) or a piano roll (.png, .svg)")
     render.add_argument("piece", metavar="MIDI", type=Path, help="a file of music")
@@ -167,11 +202,11 @@ def _add_weights(parser: Parser) -> None:
     )
 
 
-def _add_fields(parser: Any, config: type) -> None:
+def _add_fields(parser: Any, config: type, leave_out: Sequence[str] = ()) -> None:
     """A flag for each field; one that is not given leaves no trace, so that defaults are the dataclass's own."""
     hints = get_type_hints(config)
     for field in fields(config):
-        if not field.init:
+        if not field.init or field.name in leave_out:
             continue
         if field.default == ():
             parser.add_argument(
@@ -284,7 +319,7 @@ def _generate(options: argparse.Namespace) -> None:
     prints = model.tokenizer.prints
     out = options.out or (None if prints else Path("out" + suffix))
     num_samples, best_of = asked.pop("num_samples", 1), asked.pop("best_of", 1)
-    paths = _outputs(out, suffix, num_samples, options.force) if out else []
+    paths = _outputs(out, suffix, 1 if "keep" in asked else num_samples, options.force) if out else []
     if options.replay is not None:
         model.replay(options.replay, _report).save(paths[0])
         print(paths[0])
@@ -299,7 +334,7 @@ def _generate(options: argparse.Namespace) -> None:
     streams = asked.pop("stream", False)
     include_prompt = not asked.pop("no_include_prompt", False)
     asked |= {"include_prompt": include_prompt, "report": _report}
-    if num_samples == best_of == 1 and (streams or (prints and out is None)):
+    if num_samples == best_of == 1 and "keep" not in asked and (streams or (prints and out is None)):
         stream = model.stream(prompt, **asked)
         if prints and include_prompt:
             print(model.tokenizer.decode(stream.prompt_ids), end="")
@@ -309,7 +344,7 @@ def _generate(options: argparse.Namespace) -> None:
             print()
         pieces = [stream.piece()]
     elif streams:
-        raise UsageError("--stream shows one piece: leave out --num-samples and --best-of")
+        raise UsageError("--stream shows one piece: leave out --num-samples, --best-of and --keep")
     else:
         pieces = model.generate_many(num_samples, prompt, best_of=best_of, **asked)
         if prints and not paths:
@@ -318,8 +353,27 @@ def _generate(options: argparse.Namespace) -> None:
         piece.save(path)
         if piece.guessed[0]:
             _report("of {:,} ids guessed ahead {:,} came true".format(*piece.guessed))
+        for line in piece.answers:
+            _report(line)
         if not streams:
             print(path)
+
+
+def _infill(options: argparse.Namespace) -> None:
+    _chosen(options, SamplingConfig)
+    others = {"verb", "checkpoint", "revision", "device", "weights", "piece", "track", "out", "force"}
+    asked = {name: value for name, value in vars(options).items() if name not in others}
+    if "bars" in asked:
+        read_bars(asked["bars"])  # what cannot be read is said before a model is loaded
+    paths = _outputs(options.out or Path("out.mid"), ".mid", asked.get("num_samples", 1), options.force)
+    with _kept():
+        from musicgpt.compose import load
+
+        model = load(options.checkpoint, revision=options.revision, device=options.device, weights=options.weights)
+    tracks = getattr(options, "track", [])
+    for filled, path in zip(model.infill(options.piece, tracks=tracks, report=_report, **asked), paths, strict=False):
+        filled.save(path)
+        print(path)
 
 
 @contextmanager

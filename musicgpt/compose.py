@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from importlib.metadata import version
 from inspect import signature
@@ -22,19 +23,23 @@ from symusic.core import ScoreTick
 from musicgpt import __version__, checkpoint, midi
 from musicgpt.config import Report
 from musicgpt.constraints import Constraints, program_name
+from musicgpt.controls import distance
 from musicgpt.cpu_engine import CpuEngine
 from musicgpt.drafts import Drafts
 from musicgpt.engine import TorchEngine
 from musicgpt.errors import InputError, UsageError
+from musicgpt.fill import Filled, Filler, Wanted
 from musicgpt.generate import generate, log_likelihood
-from musicgpt.grammar import Grammar
+from musicgpt.grammar import MAX_INSTRUMENTS, Grammar
 from musicgpt.grid_tokenizer import IDS_PER_BAR, GridTokenizer
+from musicgpt.infill import Frames, rank_of
 from musicgpt.int8 import is_int8
+from musicgpt.marks import Levels, in_words
 from musicgpt.midi_tokenizer import MidiTokenizer
 from musicgpt.model import GPT
+from musicgpt.phrases import read_phrase
 from musicgpt.provenance import provenance_text, read_provenance
-from musicgpt.sampling import SamplingConfig
-from musicgpt.state import Note, State
+from musicgpt.request import Row, read_options
 from musicgpt.tasks import TASKS, first_sentences
 from musicgpt.tokenizer import Tokenizer
 from musicgpt.vocabulary import Vocabulary
@@ -50,9 +55,6 @@ PATIENCE_SECONDS = 2.0
 
 MAX_NEW_TOKENS = 512
 """Where no length is asked for."""
-
-CONSTRAINT_NAMES = {field.name for field in fields(Constraints) if field.init}
-SAMPLING_NAMES = {field.name for field in fields(SamplingConfig)}
 
 Prompt = str | Path | Sequence[int] | Any
 """A file, a phrase that ships, ABC or text written out; ids; or a document (a Score, for music)."""
@@ -74,6 +76,10 @@ class Piece:
     """What made it: settings, seed, hashes, prompt; written into a MIDI file."""
     guessed: tuple[int, int] = (0, 0)
     """How many ids were guessed ahead, to save passes of the model, and how many of them came true."""
+    asked: list[Levels] = field(default_factory=list)
+    """The controls asked of each segment of the new music, if any were."""
+    controls: list[Levels] = field(default_factory=list)
+    """What they became: all that can be measured there, in the same levels."""
 
     @property
     def ids(self) -> list[int]:
@@ -91,6 +97,24 @@ class Piece:
     def score(self) -> Any:
         """The `symusic.Score` of a piece of music."""
         return self.document
+
+    @property
+    def distance(self) -> float:
+        """How far it is from the controls asked for, in levels: from 0 to 4."""
+        return distance(self.asked, self.controls)
+
+    @property
+    def answers(self) -> list[str]:
+        """A line for each control asked for: what was asked, segment by segment, and what it became."""
+        lines = []
+        for rank, control in dict.fromkeys(key for levels in self.asked for key in levels):
+            asked, made = (
+                ", ".join(in_words(control, levels.get((rank, control))) for levels in side)
+                for side in (self.asked, self.controls)
+            )
+            whose = "" if rank is None else f" of {program_name(rank)}"
+            lines.append(f"{control.replace('_', ' ')}{whose}: asked {asked}; made {made}")
+        return lines
 
     def _repr_html_(self) -> str:
         boundary = self.boundary if self.include_prompt and self.prompt_ids else None
@@ -121,12 +145,17 @@ class LanguageModel:
         self.tokenizer = tokenizer
         self.engine = engine or TorchEngine(model)
 
+    @property
+    def midi_tokenizer(self) -> MidiTokenizer:
+        """Raises: UsageError: a model of text has none."""
+        if not isinstance(self.tokenizer, MidiTokenizer):
+            raise UsageError("this model has no grammar: it is of text, or of voices on a grid")
+        return self.tokenizer
+
     @cached_property
     def vocabulary(self) -> Vocabulary:
         """What the grammar knows of the ids. Raises: UsageError: a model of text has no such thing."""
-        if not isinstance(self.tokenizer, MidiTokenizer):
-            raise UsageError("this model has no grammar: it is of text, or of voices on a grid")
-        return Vocabulary(self.tokenizer)
+        return Vocabulary(self.midi_tokenizer)
 
     @property
     def weights(self) -> str:
@@ -150,6 +179,7 @@ class LanguageModel:
         prompt: Prompt = None,
         *,
         best_of: int = 1,
+        keep: str | None = None,
         report: Report = lambda text: None,
         **options: Any,
     ) -> list[Piece]:
@@ -159,7 +189,8 @@ class LanguageModel:
         `max_new_tokens`: at most so many ids, cut back to the last complete note (512 where nothing is asked for).
         `prompt_bars`, `prompt_tokens`: use the first of the prompt only. `include_prompt`: whether it is in the result.
         `seed`: another number, another result. `best_of`: make so many for each, and keep the one the model finds most
-        likely. The fields of `Constraints` say what the music keeps to, those of `SamplingConfig` how ids are chosen.
+        likely. `keep`: "best" gives one piece, that which is nearest to the controls asked for. The fields of
+        `Constraints` say what the music keeps to, those of `SamplingConfig` how ids are chosen.
         `report` gets a line for each thing in the prompt that had to be changed.
 
         Raises:
@@ -169,11 +200,23 @@ class LanguageModel:
         """
         if not 1 <= best_of <= MAX_SAMPLES:
             raise UsageError(f"best_of {best_of}: expected at least 1, at most {MAX_SAMPLES:,}")
+        if keep not in (None, "best") or (keep and best_of > 1):
+            raise UsageError(f"keep {keep!r}: expected best, and no best_of, which keeps the likeliest")
         stream = Stream(self, prompt, num_samples=num_samples * best_of, report=report, **options)
         stream.settings["best_of"] = best_of
+        if keep is not None:
+            if stream.grammar is None or not stream.grammar.constraints.controls:
+                raise UsageError("--keep best goes by the controls asked for, and there are none; --best-of needs none")
+            stream.settings["keep"] = keep
         for _ in stream.steps():
             pass
         rows = range(num_samples)
+        if keep is not None:
+            found = []
+            for row in rows:
+                with suppress(InputError):  # nothing that could be kept
+                    found.append(stream.piece(row))
+            return [min(found, key=lambda piece: piece.distance) if found else stream.piece()]
         if best_of > 1:
             scores = [stream.likelihood(row) for row in range(num_samples * best_of)]
             rows_of = [range(i * best_of, (i + 1) * best_of) for i in rows]
@@ -190,6 +233,66 @@ class LanguageModel:
         """
         return Stream(self, prompt, num_samples=1, **options)
 
+    def infill(
+        self,
+        piece: str | Path | ScoreTick,
+        bars: str | None = None,
+        tracks: Sequence[str] = (),
+        *,
+        num_samples: int = 1,
+        seed: int = 0,
+        report: Report = lambda text: None,
+        **options: Any,
+    ) -> list[Filled]:
+        """Fill bars of a piece ("5-8", counted from 1; None: all) in `num_samples` ways, the best first.
+
+        `tracks`: numbers from 0, of those that have notes, or instruments, which may be new; none: all tracks. A track
+        may have settings, as "1:pitch-range=C2-C4". What is not filled stays as it is, note for note. The fields of
+        `Constraints` and `SamplingConfig` are options as in `generate_many`, but for tempo, time signature and
+        instruments. A piece is a file, a phrase, ABC, or a Score.
+
+        Raises:
+            InputError: the piece cannot be read, or these bars cannot be written; nothing fits what was asked.
+            UsageError: bars or tracks there are not, or something this tokenizer cannot express.
+            TypeError: an option there is not.
+        """
+        constraints, sampling = read_options(options, ("bars", "tracks", "num_samples", "seed", "report"))
+        for name, value, least, most in (("num_samples", num_samples, 1, MAX_SAMPLES), ("seed", seed, 0, 2**63)):
+            if not isinstance(value, int) or not least <= value <= most:
+                raise UsageError(f"{name} {value!r}: expected at least {least}, at most {most:,}")
+        if not isinstance(piece, str | Path | ScoreTick):
+            raise UsageError(f"the piece is a {type(piece).__name__}; expected a path, a phrase, or a Score in ticks")
+        tracks = [tracks] if isinstance(tracks, str) else list(tracks)
+        score = piece
+        if not isinstance(score, ScoreTick):
+            score, remarks = read_phrase(str(piece))
+            for remark in remarks:
+                report(remark)
+        wanted = Wanted.read(score, None if bars is None else str(bars), tracks, constraints)
+        there = {rank_of(track) for track in score.tracks if track.notes}
+        for program in set(wanted.programs) - there:
+            report(f"a new track: {program_name(program)}")
+        if sum(not track.is_drum for track in score.tracks) > MAX_INSTRUMENTS:
+            report(f"more than {MAX_INSTRUMENTS} tracks beside the drums share channels: some may sound as others")
+        frames = Frames(self.midi_tokenizer, self.vocabulary)
+        self.engine.ready(PATIENCE_SECONDS)
+        takes = Filler(self.model, self.engine, frames, sampling, report).fill(score, wanted, num_samples, seed)
+        asked = {"bars": [wanted.first, wanted.last], "track": list(tracks)}
+        made = {
+            "version": __version__,
+            "versions": versions(),
+            "weights": self.weights,
+            "seed": seed,
+            "settings": {**asdict(sampling), **constraints.asdict()},
+            "infill": asked,
+            "num_samples": num_samples,
+            **self.hashes,
+        }
+        return [
+            Filled(take.score, take.notes, likelihood, {**made, "sample": i})
+            for i, (take, likelihood) in enumerate(takes, 1)
+        ]
+
     def replay(self, path: str | Path, report: Report = lambda text: None) -> Piece:
         """Make a piece again from what its file says of itself: the same bytes, on the same machine and versions.
 
@@ -199,6 +302,8 @@ class LanguageModel:
         made = read_provenance(Path(path))
         if made is None:
             raise InputError(f"{path} does not say how it was made: expected a MIDI file written by musicgpt generate")
+        if "infill" in made:
+            raise InputError(f"{path} was filled in, which is not replayed: give the piece to musicgpt infill again")
         if "weights" not in made:
             raise InputError(f"{path} was made by an older version, which chose its ids in another way")
         if (theirs := made["weights"]) != self.weights:
@@ -210,7 +315,7 @@ class LanguageModel:
                     f"name the one that made it"
                 )
         try:
-            for name, ours in _machine().items():
+            for name, ours in versions().items():
                 theirs = made["versions"].get(name)
                 if theirs != ours:
                     report(f"made with {name} {theirs}, here it is {ours}: the result may differ")
@@ -327,16 +432,8 @@ class Stream:
             raise UsageError("bars and seconds: one of them is the length")
         if max_new_tokens is None and bars is None and seconds is None:
             max_new_tokens = MAX_NEW_TOKENS
-        if unknown := sorted(set(options) - CONSTRAINT_NAMES - SAMPLING_NAMES):
-            named = {name for name in signature(Stream).parameters if name not in ("language_model", "options")}
-            known = ", ".join(sorted({*named, *CONSTRAINT_NAMES, *SAMPLING_NAMES} - {"prompt", "num_samples"}))
-            raise TypeError(f"there is no option {unknown[0]}; expected one of {known}, or, not for a stream, best_of")
-        asked = {name: options.pop(name) for name in CONSTRAINT_NAMES & set(options)}
-        constraints = Constraints(**{**asked, "track": tuple(asked.get("track") or ())})
-        try:
-            self._sampling = SamplingConfig(**options)
-        except ValueError as error:
-            raise UsageError(str(error)) from error
+        named = set(signature(Stream).parameters) - {"language_model", "options", "prompt", "num_samples"}
+        constraints, self._sampling = read_options(options, {*named, "best_of (not for a stream)"})
         self._seed = seed
         self._report = report
         self._include_prompt = include_prompt
@@ -351,12 +448,12 @@ class Stream:
             for remark in self.grammar.remarks:
                 report(remark)
         elif isinstance(tokenizer, GridTokenizer):
-            if seconds is not None or asked:
+            if seconds is not None or constraints != Constraints():
                 raise UsageError("this is a model of voices on a grid: of lengths and constraints it knows bars alone")
             if bars is not None:
                 max_new_tokens = min(bars * IDS_PER_BAR, max_new_tokens or bars * IDS_PER_BAR)
                 self._n_ids = tokenizer.eos_id  # no end before that
-        elif bars is not None or seconds is not None or asked:
+        elif bars is not None or seconds is not None or constraints != Constraints():
             raise UsageError("this is a model of text: it has no bars, seconds, instruments or notes")
         lengths = {"max_new_tokens": max_new_tokens, "bars": bars, "seconds": seconds}
         self.settings: dict[str, Any] = {
@@ -368,7 +465,7 @@ class Stream:
         }
         self.request = {
             "version": __version__,
-            "versions": _machine(),
+            "versions": versions(),
             "weights": language_model.weights,
             "seed": seed,
             "settings": self.settings,
@@ -378,7 +475,7 @@ class Stream:
         if max_new_tokens is not None and max_new_tokens <= lead:
             raise UsageError(f"max_new_tokens {max_new_tokens}: the way to the first bar line takes {lead} already")
         self._budget = None if max_new_tokens is None else max_new_tokens - lead
-        self.rows = [_Row(self.grammar) for _ in range(num_samples)]
+        self.rows = [Row(self.grammar) for _ in range(num_samples)]
         self.drafts = Drafts()
         self._steps = self._run()
         self._taken: int | None = 0
@@ -450,7 +547,7 @@ class Stream:
             return -math.inf
         before = [self._model.tokenizer.bos_id]
         before += [*grammar.prompt_ids, *grammar.prelude] if grammar else self.prompt_ids
-        return log_likelihood(self._model.model, before + made.ids, len(before))
+        return log_likelihood(self._model.model, before + made.ids, len(before), self._model.tokenizer.unscored)
 
     def piece(self, row: int = 0, sample: int = 0) -> Piece:
         """What there is of a row, properly closed.
@@ -488,20 +585,28 @@ class Stream:
             if program not in made.state.tracks:
                 self._report(f"{program_name(program)} was asked for, and the model gave it no note")
         per_quarter = grammar.vocabulary.ticks_per_quarter
-        end = grammar.end(made.state)
+        last = grammar.end(made.state)
+        begin, end = grammar.boundary / per_quarter, last / per_quarter if last is not None and made.reached else None
+        new_ids = [*grammar.prelude, *made.ids]
+        tokenizer = self._model.tokenizer
+        controls: list[Levels] = []
+        if grammar.constraints.controls and isinstance(tokenizer, MidiTokenizer):
+            controls = tokenizer.levels(tokenizer.decode([*grammar.prompt_ids, *new_ids]), begin, end)
         return Piece(
             grammar.prompt_ids,
-            [*grammar.prelude, *made.ids],
+            new_ids,
             self._include_prompt,
-            self._model.tokenizer,
-            grammar.boundary / per_quarter,
-            end / per_quarter if end is not None and made.reached else None,
+            tokenizer,
+            begin,
+            end,
             provenance,
             guessed,
+            [grammar.levels(segment) for segment in range(len(controls))],
+            controls,
         )
 
 
-def _machine() -> dict[str, str]:
+def versions() -> dict[str, str]:
     """What a result depends on beside the model: replays say where it differs."""
     return {
         "musicgpt": __version__,
@@ -509,54 +614,6 @@ def _machine() -> dict[str, str]:
         "numba": version("numba"),
         "threads": str(torch.get_num_threads()),
     }
-
-
-class _Row:
-    """One sample as it grows: its ids, and for music where in the piece it is."""
-
-    def __init__(self, grammar: Grammar | None) -> None:
-        self.grammar = grammar
-        self.ids: list[int] = []
-        self.notes: list[Note] = []
-        self.ended = self.reached = self.stuck = self._closed = False
-        if grammar is not None:
-            self.state = grammar.begin
-            self._kept, self._kept_state = 0, grammar.begin
-
-    def take(self, id: int, state: State | None, limit: int | None) -> None:
-        """One more id, and for music the state behind it; nothing once the row has ended."""
-        if self.ended:
-            return
-        if self.grammar is None or state is None:
-            self.ids.append(id)
-            return
-        if state.ended:
-            self.ended = self.reached = True
-            # the end token is barred until the length is reached, unless nothing else is left
-            self.stuck = id == self.grammar.vocabulary.eos_id and self.grammar.end(self.state) is not None
-            return
-        self.ids.append(id)
-        self.state = state
-        self.notes += state.completed
-        if self.grammar.complete(state):
-            self._kept, self._kept_state = len(self.ids), state
-        if limit is not None and len(self.ids) + self.grammar.reserve(state) >= limit:
-            self.ended = True
-
-    def close(self) -> None:
-        """Cut back to the last complete note, and end what still sounds."""
-        if self.grammar is None or self._closed:
-            return
-        self._closed = self.ended = True
-        if not self.reached or self.grammar.dangling(self.state):
-            tail, self.state = self.grammar.trimmed(self._kept_state, self.ids[self._kept :])
-            self.ids[self._kept :] = tail
-        for id in self.grammar.closing(self.state):
-            self.ids.append(id)
-            self.state = self.grammar.extend(self.state, id)
-            self.notes += self.state.completed
-        if self.reached:
-            self.ids.append(self.grammar.vocabulary.eos_id)
 
 
 def load(

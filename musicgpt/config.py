@@ -53,6 +53,7 @@ class PrepareConfig:
         "or a directory that holds a tokenizer",
     )
     vocab_size: int | None = option(None, "learn byte-pair merges up to this many ids (bpe: 4096)")
+    controls: bool = option(False, "mark how dense, high, long … the music is, so that it can be asked for (generate)")
     transpositions: int = option(12, "keys in which each training piece is prepared, the original included")
     dedupe: str = option(
         "exact",
@@ -60,6 +61,10 @@ class PrepareConfig:
         choices=("exact", "transposed"),
     )
     max_document_ids: int | None = option(None, "leave longer documents out (music: 262144; text: no limit)")
+    infill: float = option(
+        0.0, "so much again of exercises in filling in bars: 1 makes half of the training ids such (music only)"
+    )
+    infill_ids: int = option(1024, "length of an exercise: --n-positions, or less")
     workers: int | None = option(None, "processes (one per core)")
     scheduler: str | None = option(
         None, "tcp://HOST:PORT of a Dask scheduler, whose workers take the place of local processes", metavar="ADDRESS"
@@ -68,7 +73,9 @@ class PrepareConfig:
     file_memory: int = option(2048, "MB of memory that reading a file may take, with the program that reads it")
 
     def __post_init__(self) -> None:
-        _at_least(self, 1, "vocab_size", "max_document_ids", "workers")
+        _at_least(self, 1, "vocab_size", "max_document_ids", "infill_ids", "workers")
+        if not 0 <= self.infill <= 10:
+            raise UsageError(f"--infill {self.infill}: expected 0 (none) to 10 times the ids of the pieces")
         _at_least(self, 512, "file_memory")  # the program itself takes some 300 MB
         if not 0 < self.file_timeout < float("inf"):
             raise UsageError(f"--file-timeout {self.file_timeout}: expected more than 0 seconds")

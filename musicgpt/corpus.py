@@ -50,7 +50,7 @@ def find_files(root: Path) -> Iterator[Path]:
     """Every file below a folder (or the file itself), in no order; memory does not grow with how many there are.
 
     Links are followed, each folder once: one that leads to where we are anyway adds nothing. What begins with a dot is
-    no part of a corpus: it is the system's or a tool's.
+    no part of a corpus: it is the system's or a tool's. Nor is a run, whose samples are a model's.
     """
     if root.is_file():
         yield root
@@ -78,9 +78,13 @@ def _walk(root: Path, trees: Sequence[str], links: list[Path]) -> Iterator[Path]
                     yield Path(entry.path)
                 elif entry.is_symlink():
                     linked.append(Path(entry.path))
-                elif len(trees) == 1 or os.path.realpath(entry.path) not in trees:
+                elif (len(trees) == 1 or os.path.realpath(entry.path) not in trees) and not _is_run(entry.path):
                     folders.append(Path(entry.path))
     links += sorted(linked)
+
+
+def _is_run(folder: str) -> bool:
+    return all(os.path.isfile(os.path.join(folder, name)) for name in ("run.json", "metrics.jsonl"))  # noqa: PTH113, PTH118
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,11 @@ from safetensors import SafetensorError, safe_open
 from symusic.core import ScoreTick
 
 from musicgpt import midi
+from musicgpt.constraints import program_name
+from musicgpt.controls import Segment, measured
 from musicgpt.errors import InputError, UsageError
 from musicgpt.files import read_json
+from musicgpt.marks import KEYS, PER_INSTRUMENT
 from musicgpt.mending import end_ticks
 from musicgpt.midi_tokenizer import MidiTokenizer
 from musicgpt.provenance import read_provenance
@@ -147,7 +150,25 @@ def _piece(score: ScoreTick, closing: int | None) -> Description:
         "time_signatures": _cut_short(signatures),
         "tempos": _cut_short(tempos) | {"lowest_bpm": min(bpm, default=None), "highest_bpm": max(bpm, default=None)},
         "velocities": {"lowest": int(velocities.min()), "highest": int(velocities.max())},
-        "tracks": [_track(track, notes) for track, notes in tracks],
+        "tracks": [{"track": i} | _track(track, notes) for i, (track, notes) in enumerate(tracks)],
+        "segments": [_segment(segment) for segment in measured(score)],
+    }
+
+
+def _segment(segment: Segment) -> Description:
+    """Four bars, by what `generate` can be asked for; in the units of controls.py, not in levels."""
+    values = {key: round(value, 3) for key, value in segment.values.items()}
+    key = values.get((None, "key"))
+    ranks = sorted({rank for rank, _ in values if rank is not None})
+    return {
+        "bars": list(segment.bars),
+        "bars_left": int(values.get((None, "bars_left"), 0)),
+        "key": None if key is None else KEYS[int(key)],
+        "repetition": values.get((None, "repetition")),
+        "instruments": [
+            {"instrument": program_name(rank)} | {control: values.get((rank, control)) for control in PER_INSTRUMENT}
+            for rank in ranks
+        ],
     }
 
 
@@ -464,9 +485,15 @@ def _midi_shown(d: Description) -> Description:
             "time_signatures": _few(metre, str(metres["count"])) or "none written, which means 4/4",
             "tempos": _few(tempo, f"{tempos['count']:,}, {between}") or "none written, which means 120",
         }
-        pieces.append({"piece": i} | piece | times)
+        segments = [
+            {name: value for name, value in segment.items() if name not in ("bars_left", "instruments")} | instrument
+            for segment in piece["segments"]
+            for instrument in segment["instruments"]
+        ]
+        pieces.append({"piece": i} | piece | times | {"segments": segments})
     if len(pieces) > 1:
-        return d | {"each": [piece | {"tracks": len(piece["tracks"])} for piece in pieces]}
+        short = [{name: value for name, value in piece.items() if name != "segments"} for piece in pieces]
+        return d | {"each": [piece | {"tracks": len(piece["tracks"])} for piece in short]}
     without = {key: value for key, value in d.items() if key not in ("pieces", "each", "tokens")}
     return without | {key: value for key, value in pieces[0].items() if key != "piece"} | {"tokens": d["tokens"]}
 

@@ -191,16 +191,21 @@ class _Reader:
 
 
 @torch.inference_mode()
-def log_likelihood(model: GPT, ids: Sequence[int], first: int) -> float:
-    """The mean log-probability, in nats, of ids[first:], each with half a context before it where there is as much."""
+def log_likelihood(model: GPT, ids: Sequence[int], first: int, given: frozenset[int] = frozenset()) -> float:
+    """The mean log-probability, in nats, of ids[first:] but those `given`, each with half a context before it or more.
+
+    Where there is as much; the beginning has what there is.
+    """
     n_positions = model.config.n_positions
     device = model.wpe.weight.device
     total, at = 0.0, max(1, first)
+    scored = torch.tensor([id not in given for id in ids], device=device)
     while at < len(ids):
         start = max(0, at - max(1, n_positions // 2))
         end = min(len(ids), start + n_positions + 1)
         window = torch.tensor([list(ids[start:end])], device=device)
         logits = model(window[:, :-1], logits_to_keep=end - at)[0].float()
-        total += float(logits.log_softmax(dim=-1).gather(-1, window[0, at - start :, None]).sum())
+        found = logits.log_softmax(dim=-1).gather(-1, window[0, at - start :, None])[:, 0]
+        total += float(found[scored[at:end]].sum())
         at = end
-    return total / max(1, len(ids) - max(1, first))
+    return total / max(1, int(scored[max(1, first) :].sum()))

@@ -13,6 +13,8 @@ some time, and one ends before the next of its pitch and program begins; program
 `encode` writes them; drum notes for drums; at most 15 instruments beside the drums; and all `Constraints`. A learned id
 is legal where its whole expansion is; some that are legal in rare places only are never offered, their base tokens are.
 
+Controls that are asked for are marks: at the beginning of each segment they are all that is allowed, one by one.
+
 With a length, the end token is barred until it is reached. Then whatever would step over the closing line ends the
 piece, and nothing sounds beyond it.
 """
@@ -30,6 +32,8 @@ import numpy.typing as npt
 
 from musicgpt.constraints import ANY, DRUMS, Constraints, program_name
 from musicgpt.errors import InputError, UsageError
+from musicgpt.harmony import strong_steps
+from musicgpt.marks import CONTROLS, LEVELS, MOST_BARS_LEFT, SEGMENT_BARS, TRACKS, Levels, spelled
 from musicgpt.state import DEFAULT_TEMPO, FOREVER, Reader, Sounding, State
 from musicgpt.vocabulary import NONE, Base, Kind, Touch, Vocabulary
 
@@ -51,6 +55,9 @@ OPENINGS = {
 class Grammar:
     """The grammar of what may follow one prompt (ids without BOS).
 
+    The new music begins on the bar line behind which hardly anything of the prompt rings on; with `ahead` on that many
+    lines behind the end of the prompt, whatever rings on. `bars_done` of what was asked for are in the prompt already.
+
     Raises:
         UsageError: a constraint that this tokenizer cannot express.
         InputError: a prompt that leaves no room for music.
@@ -64,11 +71,16 @@ class Grammar:
         *,
         bars: int | None = None,
         seconds: float | None = None,
+        ahead: int | None = None,
+        bars_done: int = 0,
     ) -> None:
         self.vocabulary = vocabulary
         self.constraints = constraints or Constraints()
         self.remarks: list[str] = []
         self.bars, self.seconds = bars, seconds
+        self._ahead, self._bars_done = ahead, bars_done
+        self.first_bar = 0
+        """Of the new music."""
         self.last_bar: int | None = None
         self.boundary = 0
         """The tick at which the new music begins."""
@@ -126,19 +138,22 @@ class Grammar:
         elif given and asked.instruments != ANY:
             programs &= prompt.programs
         exist[[rank for rank in range(DRUMS + 1) if rank not in programs]] = False
-        self.pitches = pitches & exist
-        """(129, 128) bool: what each program may play."""
+        self._harmonize(pitches & exist)
         if not self.pitches.any():
             raise UsageError("no note is left by these instruments, scale and pitch ranges together")
         silent = [rank for rank in asked.track_programs(order) if not self.pitches[rank].any()]
         if silent:
             raise UsageError(f"--track: {program_name(silent[0])} does not play here; name it in --instruments too")
-        self.polyphony = asked.polyphony(order)
+        self._spoken_of = order
+        self._says = bool(asked.controls)
+        if self._says:
+            self._check_controls()
+        self.polyphony = asked.polyphonies(order)
         self._usable = self.pitches.any(axis=1)
-        self._fewest = int(self.pitches.sum(axis=1)[self._usable].min())
         self._above = np.zeros((DRUMS + 1, 129), dtype=np.int32)
-        self._above[:, :-1] = self.pitches[:, ::-1].cumsum(axis=1)[:, ::-1]
-        """How many pitches a program has from each pitch on."""
+        self._above[:, :-1] = self._fitting[:, :, ::-1].cumsum(axis=2).min(axis=0)[:, ::-1]
+        """How many pitches a program has from each pitch on, whatever the chord."""
+        self._fewest = int(self._above[self._usable, 0].min())
 
         static = v.ok.copy()
         for (program, pitch), touches in v.touches.items():
@@ -154,6 +169,10 @@ class Grammar:
         self._static = static
         said = {Kind.METRE: v.has_metres, Kind.TEMPO: v.has_tempos}
         self._opening_kinds = [kind for kind in OPENINGS[v.scheme] if said.get(kind, True)]
+        self._before_marks = {Kind.START} if v.scheme == "remi" else set()
+        """As in training, marks stand behind the bar token, and its metre."""
+        if v.scheme == "remi" and v.has_metres:
+            self._before_marks.add(Kind.BAR)
         # each grammar has its own tables, filled as states come by
         self._follows = lru_cache(maxsize=None)(lambda phase: np.isin(v.first, list(v.follows[phase])))
         self._steady = lru_cache(maxsize=256)(self._steady_table)
@@ -161,7 +180,70 @@ class Grammar:
         self._inherited = lru_cache(maxsize=None)(self._inherited_table)
         self._instruments = lru_cache(maxsize=64)(self._instruments_table)
         self._order = lru_cache(maxsize=1024)(self._order_table)
+        self._chords = lru_cache(maxsize=512)(self._chords_table)
         self._opening = lru_cache(maxsize=None)(self._opening_table)
+        self._marks = lru_cache(maxsize=64)(
+            lambda segment: tuple(v.marks[name] for name in spelled(self.levels(segment)))
+        )
+
+    def _check_controls(self) -> None:
+        """Raises: UsageError: a control that the vocabulary or the request has no place for."""
+        asked = self.constraints
+        for control, flag in asked.controls.items():
+            if not self.vocabulary.marks.keys() >= {*CONTROLS[control], *TRACKS}:
+                raise UsageError(
+                    f"{flag}: this model knows no {control.replace('_', ' ')} that could be asked for; expected one "
+                    f"trained on what prepare --controls made"
+                )
+        if self.bars is None and asked.bars_left:
+            raise UsageError("--bars-left: of how many? add --bars")
+        if self.bars is not None and asked.last_bar > self.bars:
+            raise UsageError(f"--control bars=…-{asked.last_bar}: there will be {self.bars} new bars")
+        self.remarks += asked.widened(self.bars)
+        changes = [(bars[0] - 1, bars[1]) for *_, bars in asked.asked if bars]
+        for first in sorted({0, *(bar for both in changes for bar in both)}):
+            for (rank, control), level in self._wanted(first // SEGMENT_BARS).items():
+                near = self._nearest({(rank, control): level})[rank, control]
+                if near != level:
+                    told = f"{control.replace('_', ' ')} of {program_name(rank or 0)}"
+                    self.remarks.append(f"{told}: {LEVELS[level]} to {LEVELS[near]}, the nearest there was in training")
+        self.remarks = list(dict.fromkeys(self.remarks))
+
+    def levels(self, segment: int) -> Levels:
+        """What is asked of a segment of the new music, by its number from 0: the nearest there was in training."""
+        return self._nearest(self._wanted(segment))
+
+    def _nearest(self, levels: Levels) -> Levels:
+        return levels if self.vocabulary.bins is None else self.vocabulary.bins.nearest(levels)
+
+    def _wanted(self, segment: int) -> Levels:
+        first = segment * SEGMENT_BARS + 1
+        levels = self.constraints.levels(first, first + SEGMENT_BARS - 1, self._spoken_of)
+        if self.constraints.bars_left and self.bars is not None:
+            levels[None, "bars_left"] = min(self.bars - first + 1, MOST_BARS_LEFT) - 1
+        return levels
+
+    def _harmonize(self, pitches: np.ndarray) -> None:
+        """What may be played, of these (129, 128) pitches, to the chords of the bars and on their strong beats."""
+        v, asked = self.vocabulary, self.constraints
+        harmony = asked.harmony
+        sets, set_of = np.unique(harmony.reshape(-1, 12), axis=0, return_inverse=True)
+        self._set_of = set_of.reshape(-1, 2)
+        """(bars, 2): which set of pitch classes holds off the strong beats and on them; new bars go round and round."""
+        self._classes = sets @ (1 << np.arange(12, dtype=np.int16))
+        """(sets,), as bits."""
+        self._fitting = np.repeat(pitches[None], len(sets), axis=0)
+        """(sets, 129, 128) bool: what each program may begin."""
+        self._fitting[:, :DRUMS] &= sets[:, None, np.arange(128) % 12]
+        self._strong = np.zeros((len(v.metres), max(v.bar_steps)), dtype=np.int64)
+        for row, (beats, _) in zip(self._strong, v.metres, strict=True):
+            row[: beats * v.steps_per_beat] = strong_steps(beats, v.steps_per_beat)
+        for lacking, program in np.argwhere(pitches.any(axis=1) & ~self._fitting.any(axis=2)):
+            chord = asked.progression[int(np.argwhere(self._set_of == lacking)[0, 0])]
+            name = program_name(program)
+            raise UsageError(f"--chords {chord.name}: none of its tones is in the scale and pitch range of {name}")
+        self.pitches = np.logical_or.reduce(self._fitting)
+        """(129, 128) bool: what each program may play."""
 
     def _steady_table(self, phase: Kind, program: int, used: frozenset[int], tempo: float, metre: int) -> Mask:
         """Ids that are right by what seldom changes: one table for all of it, as memory is what a mask costs."""
@@ -217,6 +299,17 @@ class Grammar:
         allowed = rises | (~v.program_again & (program != P))
         return allowed & (rises | ~v.program_now) if placed else allowed
 
+    def _chords_table(self, bar: int, now: int, metre: int) -> Mask:
+        """Ids whose notes fit the chords of their bars and the beats on which they begin; `bar` is of the chords."""
+        v = self.vocabulary
+        new_bar, in_bar, steps, metres = v.moments.T
+        metres = np.where(metres < 0, metre, metres)
+        bars, steps = np.divmod(np.where(in_bar, steps, now + steps), np.array(v.bar_steps)[metres])
+        fit = self._classes[self._set_of[(bar + new_bar + bars) % len(self._set_of), self._strong[metres, steps]]]
+        allowed = np.ones(len(v), dtype=bool)
+        allowed[v.tone_id[(v.tone_classes & ~fit[v.tone_moment]) != 0]] = False
+        return allowed
+
     def _opening_table(self, phase: Kind) -> Mask:
         """Ids that go on in the opening of a piece."""
         v = self.vocabulary
@@ -246,9 +339,12 @@ class Grammar:
             bar = v.bar_ticks[state.metre]
             ends = [note.end for note in state.sounding if note.end < FOREVER]
             reached = self.reader.tick(state)
-            boundary = state.bar_start + (bar if v.scheme == "remi" or state.now > 0 or state.content else 0)
-            while boundary < max([reached, *(end - half for end in ends)]):
-                boundary += bar
+            if self._ahead is not None:
+                boundary = state.bar_start + self._ahead * bar
+            else:
+                boundary = state.bar_start + (bar if v.scheme == "remi" or state.now > 0 or state.content else 0)
+                while boundary < max([reached, *(end - half for end in ends)]):
+                    boundary += bar
             self.boundary = boundary
             tokens = self._leading(state, boundary)
             if boundary == reached and (
@@ -260,9 +356,11 @@ class Grammar:
         begin_bar = state.bar
         if v.scheme == "structured" and state.phase != Kind.START:  # silence is written with the note behind it
             begin_bar += (self.boundary - state.bar_start) // v.bar_ticks[state.metre]
+        self.first_bar = begin_bar - self._bars_done
         if self.bars is not None:
             self.last_bar = begin_bar + self.bars
-        return ids, self.reader.begin(state, self.boundary)
+        state = self.reader.begin(state, self.boundary)
+        return ids, state._replace(owed=self._marks(0)) if state.bar == begin_bar else state
 
     def _restated(self, state: State) -> tuple[State, list[Base]]:
         """Take the last moment off the prompt, which ends on the bar line: tempo and metre come first in a moment."""
@@ -301,6 +399,10 @@ class Grammar:
         v = self.vocabulary
         if state.ended:
             return np.ones(len(v), dtype=bool)
+        if state.owed and state.phase not in self._before_marks:
+            allowed = np.zeros(len(v), dtype=bool)
+            allowed[state.owed[0]] = True
+            return allowed
         if self._opens(state):
             return self._opening(state.phase)
         allowed = self._steady(state.phase, state.program, state.programs, state.tempo, state.metre)
@@ -314,6 +416,9 @@ class Grammar:
             self._bar_overlaps(state, allowed)
         elif v.scheme == "midilike":
             allowed &= v.offs == 0
+        if self.constraints.progression:
+            bar = (state.bar - self.first_bar) % len(self._set_of)
+            allowed &= self._chords(bar, max(state.now, 0), state.metre)
         self._keep_counts(state, allowed)
         self._keep_room(state, allowed)
         if v.scheme == "structured":
@@ -406,17 +511,27 @@ class Grammar:
         landing: np.ndarray = self.reader.tick(state) + steps * self.vocabulary.ticks_per_step[state.metre]
         return landing
 
+    def _set_at(self, state: State, ticks: Any) -> Any:
+        """Which sets of pitch classes hold at a tick, or at some, by the metre now."""
+        v = self.vocabulary
+        bars, within = np.divmod(ticks - state.bar_start, v.bar_ticks[state.metre])
+        strong = self._strong[state.metre, within // v.ticks_per_step[state.metre]]
+        return self._set_of[(state.bar - self.first_bar + bars) % len(self._set_of), strong]
+
     def _keep_room(self, state: State, allowed: Mask) -> None:
         """Where a note must follow an id, there is one that may: no dead ends."""
         v = self.vocabulary
-        crowded = len(state.sounding) + v.most_notes
-        tight = self._fewest <= crowded or bool(self.polyphony)
-        if tight:
+        others = len(state.sounding)
+        if self.polyphony:
             allowed &= ~v.demands | (v.size == 1)
+        elif self._fewest <= others + v.most_notes:
+            allowed &= ~v.demands | (v.size == 1) | (others + v.notes < self._fewest)
+        tight = self._fewest <= others + 1 or bool(self.polyphony)
         if not tight and not v.each_program:
             return
         ends = self._ends(state)
-        free = self.pitches & (ends <= self.reader.tick(state))
+        now = self.reader.tick(state)
+        free = self._fitting[self._set_at(state, now)] & (ends <= now)
         if tight:
             self._keep_free(state, allowed, ends, free)
         if not v.each_program:
@@ -431,7 +546,7 @@ class Grammar:
         tailed = np.flatnonzero(v.tail_program > -2)
         programs = np.where(v.tail_program[tailed] < 0, max(state.program, 0), v.tail_program[tailed])
         pitches = np.maximum(v.tail_pitch[tailed], state.low) + 1
-        allowed[tailed] &= self._above[programs, pitches] > crowded
+        allowed[tailed] &= self._above[programs, pitches] > others + v.notes[tailed]
 
     def _ends(self, state: State) -> np.ndarray:
         """(129, 128) ticks until which each program cannot begin each pitch again."""
@@ -454,12 +569,16 @@ class Grammar:
             ids, steps = v.base_ids[Kind.SHIFT if shifts else Kind.POSITION]
             landing = self._landing(state, steps if shifts else steps - max(state.now, 0))
             stays = shifts & (steps == 0)
-            allowed[ids] &= stays | (landing >= np.where(self.pitches, ends, FOREVER).min())
+            sets = self._set_at(state, landing)
+            soonest = np.zeros(len(self._fitting), dtype=np.int64)
+            for i in np.unique(sets):
+                soonest[i] = np.where(self._fitting[i], ends, FOREVER).min()
+            allowed[ids] &= stays | (landing >= soonest[sets])
             if self.constraints.max_bar_repeats is not None:
                 for id, there in zip(ids, landing, strict=True):
                     last = self._completing(self.reader.read(state, v.tokens[id])) if allowed[id] else None
                     if last is not None and last[0] == self._step_of(state, there):
-                        left = self.pitches & (ends <= there)
+                        left = self._fitting[self._set_at(state, there)] & (ends <= there)
                         left[last[1], last[2]] = False
                         allowed[id] = left.any()
         if completing is not None and completing[0] == max(state.now, 0):
@@ -536,7 +655,7 @@ class Grammar:
         ends = room // tick
         last = ends - 1
         inside = (v.end_bar <= ends) & (v.end_now <= ends - now) & (v.advance <= last - now) & (v.reach <= last)
-        ringing = max((note.end for note in state.sounding if note.end < FOREVER), default=0)
+        ringing = max((note.end for note in state.sounding if note.new and note.end < FOREVER), default=0)
         some = v.rebarred
         if len(some):
             per_step = np.where(v.own_tick[some] > 0, v.own_tick[some], tick)
@@ -590,10 +709,17 @@ class Grammar:
         v = self.vocabulary
         if state.ended:
             return state
+        if state.owed and id == state.owed[0]:
+            return state._replace(owed=state.owed[1:], completed=())
         over = self._oversteps(state, self._deadline(state), int(v.first[id]), int(v.first_value[id]))
         if id == v.eos_id or over:
             return state._replace(ended=True, completed=())
-        return self.reader.read(state, v.tokens[id])
+        behind = self.reader.read(state, v.tokens[id])
+        if self._says and behind.bar > state.bar:
+            segment = (behind.bar - self.first_bar) // SEGMENT_BARS
+            if segment > (state.bar - self.first_bar) // SEGMENT_BARS:
+                behind = behind._replace(owed=self._marks(segment))
+        return behind
 
     def extend(self, state: State, id: int) -> State:
         """`advance` without regard to the closing line: for what closes a piece."""

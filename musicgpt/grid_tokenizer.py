@@ -57,11 +57,15 @@ class GridTokenizer:
     compares = True
     max_document_ids: int | None = 2**18
     default_vocab_size: int | None = None
+    has_controls = False
+    whole: frozenset[int] = frozenset()
+    complete = True
 
     eos_id = HIGHEST - LOWEST + 2
     bos_id = eos_id + 1
     pad_id: int | None = None
     vocab_size = bos_id + 1
+    unscored = frozenset({bos_id})
 
     @classmethod
     def load(cls, directory: Path) -> GridTokenizer:
@@ -86,6 +90,9 @@ class GridTokenizer:
 
     def encode(self, document: ScoreTick) -> list[int]:
         return self.ids(_grid(document)[0])
+
+    def marked(self, document: ScoreTick, ids: Sequence[int]) -> list[int]:
+        return list(ids)
 
     def ids(self, grid: np.ndarray) -> list[int]:
         """(steps, voices) pitches, SILENCE where there is none -> ids; what is out of range is moved by octaves."""
@@ -154,7 +161,7 @@ class GridTokenizer:
     def measure(self, document: ScoreTick) -> dict[str, float]:
         return {"notes": float(document.note_num()), "seconds": midi.seconds(document)}
 
-    def learn(self, documents: Iterable[ScoreTick], vocab_size: int) -> None:
+    def learn(self, documents: Iterable[ScoreTick], vocab_size: int | None) -> None:
         raise TokenizerError("the vocabulary grid is complete; nothing can be added to it: leave --vocab-size out")
 
     def as_html(self, document: ScoreTick, prompt: ScoreTick | None) -> str:

@@ -347,6 +347,13 @@ class BarLines:
         return sum((min(end, until) - start) * unit / self._whole for start, until, (_, unit) in spans if start < end)
 
 
+def last_bar(score: ScoreTick) -> int:
+    """The bar in which the last note ends, counted from 1; 0 where there is none."""
+    parts = [track.notes.numpy() for track in score.tracks if len(track.notes)]
+    end = max((int((notes["time"] + notes["duration"]).max()) for notes in parts), default=0)
+    return BarLines(score).bar_at(max(0, end - 1)) if parts else 0
+
+
 def cut(score: ScoreTick, bars: int) -> tuple[ScoreTick, list[str]]:
     """The first bars of a score by its own bar lines -> a score of what begins in them, and what became of the rest.
 

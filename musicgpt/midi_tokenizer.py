@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
+import zlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,9 +24,11 @@ import numpy as np
 from symusic.core import NoteTickList, ScoreTick, TrackTickList
 
 from musicgpt import midi, render, similarity
+from musicgpt.controls import Bins, measured
 from musicgpt.errors import InputError, TokenizerError
 from musicgpt.fidelity import LOSS_KINDS, Fidelity, counted
 from musicgpt.files import read_json, write_bytes, write_json
+from musicgpt.marks import CONTROL_MARKS, SUFFIX, Levels, spelled
 from musicgpt.phrases import read_phrase
 from musicgpt.vetting import vetted_config, vetted_merges
 from musicgpt.windows import Windows
@@ -72,6 +75,9 @@ TEMPOS = (20, 300, 71)
 NOTE_TOKENS = ("Pitch_", "PitchDrum_", "NoteOn_", "DrumOn_")
 """Each note has exactly one token that begins so."""
 
+PLAIN_SHARE = 0.2
+"""Of the pieces, those that are prepared without any controls."""
+
 CHR_ID_START = 33
 """miditok spells base id i as the character of this code plus i when it learns merges."""
 
@@ -89,11 +95,13 @@ class MidiTokenizer:
 
     def __init__(self, wrapped: miditok.MusicTokenizer) -> None:
         self.wrapped = wrapped
+        self.bins: Bins | None = None
+        """What the marks of controls mean; learned, or loaded."""
         self._index()
 
     @classmethod
-    def new(cls, name: str) -> MidiTokenizer:
-        """remi, tsd, midilike or structured (in any case) -> a tokenizer without merges.
+    def new(cls, name: str, marks: Sequence[str] = ()) -> MidiTokenizer:
+        """remi, tsd, midilike or structured (in any case) -> a tokenizer without merges, with these marks.
 
         Raises:
             TokenizerError: unknown, or refused with the reason.
@@ -108,7 +116,7 @@ class MidiTokenizer:
             drums_pitch_range=(0, 127),
             beat_res=GRID,
             num_velocities=32,
-            special_tokens=["PAD", "BOS", "EOS"],
+            special_tokens=["PAD", "BOS", "EOS", *marks],
             use_programs=True,
             program_changes=metred,  # a program token where it changes, not before every note
             use_tempos=metred,
@@ -123,6 +131,13 @@ class MidiTokenizer:
     @classmethod
     def load(cls, directory: Path) -> MidiTokenizer:
         """Raises: TokenizerError: no tokenizer.json of miditok there, or one that is refused."""
+        made = cls._load(directory)
+        if made.has_controls:
+            made.bins = Bins.load(directory)
+        return made
+
+    @classmethod
+    def _load(cls, directory: Path) -> MidiTokenizer:
         path = directory / "tokenizer.json"
         try:
             values = read_json(path)
@@ -182,7 +197,8 @@ class MidiTokenizer:
                 self.expansions[id] = tuple(base[ord(c) - CHR_ID_START] for c in text if ord(c) - CHR_ID_START in base)
         else:
             self.expansions = [(base[id],) for id in range(len(base))]
-        self._special = {self.wrapped[name] for name in self.wrapped.special_tokens}
+        self._marks = {name: int(self.wrapped[name]) for name in self.wrapped.special_tokens}
+        self._special = set(self._marks.values())
         self._fidelity = Fidelity(self.wrapped, self.name)
         self._notes = np.array([sum(t.startswith(NOTE_TOKENS) for t in tokens) for tokens in self.expansions])
         self._windows = Windows(self.wrapped, self.expansions)
@@ -206,6 +222,32 @@ class MidiTokenizer:
     @property
     def pad_id(self) -> int | None:
         return int(self.wrapped["PAD_None"])
+
+    @property
+    def unscored(self) -> frozenset[int]:
+        return frozenset(self._special - {self.eos_id})
+
+    @property
+    def whole(self) -> frozenset[int]:
+        return frozenset({self.mark(SUFFIX)} if self.has([SUFFIX]) else ())
+
+    def has(self, marks: Iterable[str]) -> bool:
+        return set(marks) <= set(self.wrapped.special_tokens)
+
+    def mark(self, name: str) -> int:
+        """The id of a mark. Raises: TokenizerError: this tokenizer was made without it."""
+        if name not in self._marks:
+            raise TokenizerError(f"this tokenizer has no mark {name}: it was made without it")
+        return self._marks[name]
+
+    @property
+    def has_controls(self) -> bool:
+        """Whether it was made with the marks of controls."""
+        return self._marks.keys() >= set(CONTROL_MARKS)
+
+    @property
+    def complete(self) -> bool:
+        return self.bins is not None or not self.has_controls
 
     def read(self, path: Path) -> tuple[list[ScoreTick], list[str]]:
         return midi.read_scores(path)
@@ -273,6 +315,37 @@ class MidiTokenizer:
             return self.wrapped.encode(self._on_grid(document), encode_ids=merged, no_preprocess_score=True)
         except (ArithmeticError, LookupError, ValueError, MemoryError) as error:  # its faults, on odd input
             raise InputError(f"miditok cannot encode this piece ({type(error).__name__}: {error})") from error
+
+    def marked(self, document: ScoreTick, ids: Sequence[int]) -> list[int]:
+        """Behind the id that reaches it, each segment has its marks; `ids` may be the beginning of the document's.
+
+        In a fifth of all pieces there are none, else half of the instruments are spoken of in a segment, and each
+        control of theirs and of all together is there with probability 1/2, so that all stay optional. What is there
+        depends on the ids alone.
+        """
+        if self.bins is None:
+            raise TokenizerError("this tokenizer has not learned what its controls mean")
+        random = np.random.default_rng(zlib.crc32(np.array(ids, dtype="<u4").tobytes()))
+        if random.random() < PLAIN_SHARE:
+            return list(ids)
+        score = self._on_grid(document)
+        segments = measured(score)
+        scale = self.wrapped.time_division / score.ticks_per_quarter
+        places = self._windows.reached(ids, [round(segment.begin * scale) for segment in segments])
+        made: list[int] = []
+        reached = 0
+        for i, place in enumerate(places):
+            made += ids[reached:place]
+            reached = place
+            if place < len(ids) and place not in places[i + 1 : i + 2]:  # else nothing is in this segment
+                made += [self.mark(mark) for mark in spelled(_some(self.bins.levels(segments[i]), random))]
+        return made + list(ids[reached:])
+
+    def levels(self, document: ScoreTick, begin: float = 0, end: float | None = None) -> list[Levels]:
+        """What marks would say of each segment, from `begin` to `end` in quarter notes."""
+        assert self.bins is not None
+        first, last = (None if at is None else round(at * document.ticks_per_quarter) for at in (begin, end))
+        return [self.bins.levels(segment) for segment in measured(document, first or 0, last)]
 
     def _on_grid(self, score: ScoreTick) -> ScoreTick:
         """A copy with every value one the vocabulary has, in an order that depends on those values alone.
@@ -346,7 +419,12 @@ class MidiTokenizer:
     def measure(self, document: ScoreTick) -> dict[str, float]:
         return {"notes": float(document.note_num()), "seconds": midi.seconds(document)}
 
-    def learn(self, documents: Iterable[ScoreTick], vocab_size: int) -> None:
+    def learn(self, documents: Iterable[ScoreTick], vocab_size: int | None) -> None:
+        if not self.complete:
+            documents = list(documents)
+            self.bins = Bins.learn(measured(self._on_grid(document)) for document in documents)
+        if vocab_size is None:
+            return
         if self.wrapped.is_trained:
             raise TokenizerError("this tokenizer has learned its vocabulary; merges cannot be added to it")
         if vocab_size <= self.vocab_size:
@@ -384,6 +462,14 @@ class MidiTokenizer:
                 "note": "load with musicgpt.tokenizer.load_tokenizer; transformers' AutoTokenizer cannot read it",
             },
         )
+        if self.bins is not None:
+            self.bins.save(directory)
+
+
+def _some(levels: Levels, random: np.random.Generator) -> Levels:
+    """Each with probability 1/2, of half of the instruments: one is asked of alone more often than all are."""
+    silent = {rank for rank in dict.fromkeys(rank for rank, _ in levels) if rank is not None and random.random() < 0.5}
+    return {key: level for key, level in levels.items() if key[0] not in silent and random.random() < 0.5}
 
 
 def _from_json(

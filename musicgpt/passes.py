@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from musicgpt.errors import MusicGPTError
+from musicgpt.infill import frames_of
 from musicgpt.shards import ids_dtype
 from musicgpt.tokenizer import Tokenizer
 
@@ -48,6 +49,12 @@ class Rules:
     max_ids: int | None
     within: bool
     """Whether each document is split inside, there being too few to hold one out."""
+    infill: float = 0.0
+    """Ids of exercises in filling in for each id of a training document that is held whole."""
+    infill_ids: int = 1024
+    """The most ids of one."""
+    controls: bool = False
+    """Whether training documents have marks between their ids."""
 
 
 @dataclass(frozen=True)
@@ -60,11 +67,13 @@ class Outcome:
     losses: dict[str, int] = field(default_factory=dict)
     refusal: str | None = None
     too_long: bool = False
+    exercises: list[list[int]] = field(default_factory=list)
+    """Ids in each of the sequences of the exercises that follow it in train, documents of their own."""
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """The ids of one document as bytes, its variants by split, and its outcome."""
+    """The ids of one document as bytes, its variants by split, with its exercises behind them, and its outcome."""
 
     sequences: dict[str, list[bytes]]
     outcome: Outcome
@@ -115,34 +124,51 @@ def encode(tokenizer: Tokenizer[Any], rules: Rules, job: Job) -> Iterator[Encode
 
 
 def _encode(tokenizer: Tokenizer[Any], rules: Rules, document: Any, split: str) -> Iterator[Encoded | None]:
-    encoded = [tokenizer.encode(document)]
+    variants, encoded = [document], [tokenizer.encode(document)]
     if rules.max_ids is not None and len(encoded[0]) > rules.max_ids:  # before the time for its transpositions is spent
         reason = f"{len(encoded[0]):,} ids in a document; expected at most {rules.max_ids:,} (--max-document-ids)"
         yield Encoded.refused(reason, too_long=True)
         return
     if split == "train" or rules.within:
-        for other in tokenizer.variants(document, rules.transpositions)[1:]:
+        variants = tokenizer.variants(document, rules.transpositions)
+        for other in variants[1:]:
             yield None
             encoded.append(tokenizer.encode(other))
     bos, eos = [tokenizer.bos_id], [tokenizer.eos_id]
     end = [] if bos == eos else eos  # where they are one id, the next document's BOS is the end of this one
+    cuts = [int(len(ids) * TRAIN_SHARE) if rules.within else len(ids) for ids in encoded]
+    parts = [ids[:cut] for ids, cut in zip(encoded, cuts, strict=True)]
+    if rules.controls and (split == "train" or rules.within):
+        parts = [tokenizer.marked(*one) for one in zip(variants, parts, strict=True)]
     if rules.within:
-        cuts = [int(len(ids) * TRAIN_SHARE) for ids in encoded]
-        lists = {
-            "train": [bos + ids[:cut] for ids, cut in zip(encoded, cuts, strict=True)],
-            "val": [bos + encoded[0][cuts[0] :] + end],
-        }
+        lists = {"train": [bos + ids for ids in parts], "val": [bos + encoded[0][cuts[0] :] + end]}
     else:
-        lists = {split: [bos + ids + end for ids in encoded]}
+        lists = {split: [bos + ids + end for ids in parts]}
+    lengths = {name: [len(ids) for ids in sequences] for name, sequences in lists.items()}
+    exercises: list[list[int]] = []
+    if split == "train" and rules.infill and not rules.within:
+        for made in _exercises(tokenizer, rules, variants, len(encoded[0])):
+            yield None
+            if made:
+                exercises.append([len(ids) for ids in made])
+                lists["train"] += made
     dtype = ids_dtype(tokenizer.vocab_size)
     yield Encoded(
-        {name: [np.array(ids, dtype=dtype).tobytes() for ids in variants] for name, variants in lists.items()},
-        Outcome(
-            {name: [len(ids) for ids in variants] for name, variants in lists.items()},
-            tokenizer.measure(document),
-            tokenizer.losses(document, encoded[0]),
-        ),
+        {name: [np.array(ids, dtype=dtype).tobytes() for ids in sequences] for name, sequences in lists.items()},
+        Outcome(lengths, tokenizer.measure(document), tokenizer.losses(document, encoded[0]), exercises=exercises),
     )
+
+
+def _exercises(tokenizer: Any, rules: Rules, variants: list[Any], n_ids: int) -> Iterator[list[list[int]]]:
+    """Exercises in filling in: as many as that share of the document's ids is, each in every variant, with other holes.
+
+    They depend on the document alone.
+    """
+    frames = frames_of(tokenizer)
+    random = np.random.default_rng(int(tokenizer.fingerprint(variants[0]), 16))
+    for _ in range(int(rules.infill * n_ids / min(n_ids, rules.infill_ids) + random.random())):
+        made = (frames.exercise(variant, rules.infill_ids, random) for variant in variants)
+        yield [ids for ids in made if ids]
 
 
 def _documents(tokenizer: Tokenizer[Any], job: Job) -> list[tuple[Any, str]]:

@@ -66,7 +66,7 @@ def read_phrase(text: str) -> tuple[ScoreTick, list[str]]:
         shown = text if len(text) <= 60 else text[:57] + "…"
         raise InputError(f"there is no file {shown!r}; {EXPECTED}")
     if len(scores) > 1:
-        remarks = [*remarks, f"the first of {len(scores)} pieces is the prompt"]
+        remarks = [*remarks, f"the first of {len(scores)} pieces is used"]
     return scores[0], remarks
 
 

@@ -34,6 +34,8 @@ from musicgpt.errors import CheckpointError, InputError, MusicGPTError, ShardsEr
 from musicgpt.files import locked, put_in_place, read_json, write_json
 from musicgpt.isolation import Failure, Limits, Pool
 from musicgpt.journal import Document, Journal
+from musicgpt.marks import CONTROL_MARKS, FILL, TRACKS
+from musicgpt.midi_tokenizer import MidiTokenizer
 from musicgpt.passes import Encoded, Found, Job, Rules, encode, sample, scan
 from musicgpt.shards import FORMAT, MANIFEST, PARTS, SPLITS, IndexWriter, Shards, checksums, ids_dtype, is_shards
 from musicgpt.tokenizer import Tokenizer, default_name, load_tokenizer, new_tokenizer
@@ -44,7 +46,7 @@ SAMPLE_IDS = 2_000_000
 FILES_WORTH_A_PROCESS = 64
 """Starting a process costs some seconds of imports."""
 
-FILES = {"ledger.jsonl", "tokenizer.json", "tokenizer_config.json", MANIFEST} | {
+FILES = {"ledger.jsonl", "tokenizer.json", "tokenizer_config.json", "controls.json", MANIFEST} | {
     f"{split}.{part}" for split in SPLITS for part in PARTS
 }
 """All that is ever written into shards, so that nothing else is replaced by them."""
@@ -93,12 +95,15 @@ def prepare(
         "files": found.digest,
         "tokenizer": _identity(tokenizer),
         "vocab_size": vocab_size,
+        "controls": config.controls,
         "transpositions": config.transpositions,
         "dedupe": config.dedupe,
         "max_document_ids": max_ids,
         "file_timeout": config.file_timeout,
         "file_memory": config.file_memory,
     }
+    if config.infill:
+        source |= {"infill": config.infill, "infill_ids": config.infill_ids}
     folder = out.with_name(f".{out.name}.musicgpt-prepare")
     if (shards := _made_from(out, source)) is not None:
         if folder.exists():  # the last one died just before it removed it
@@ -118,8 +123,12 @@ def prepare(
         work = Preparation(corpus.absolute(), shards_folder, journal, pool, report, progress)
         try:
             work.read(tokenizer, alike=config.dedupe == "transposed")
-            rules = Rules(config.transpositions, max_ids, within=work.split())
-            if vocab_size is not None:
+            rules = Rules(
+                config.transpositions, max_ids, work.split(), config.infill, config.infill_ids, config.controls
+            )
+            if config.infill and rules.within:
+                raise InputError("--infill: of fewer than three pieces no exercises are made; leave it out")
+            if vocab_size is not None or not tokenizer.complete:
                 tokenizer = work.learn(tokenizer, rules, vocab_size)
             work.encode(tokenizer, rules)
         except MusicGPTError as error:
@@ -194,8 +203,8 @@ class Preparation:
             self.report(f"too few documents ({pieces}) to hold one out: the last tenth of each is for validation")
         return bool(pieces < 3)
 
-    def learn(self, tokenizer: Tokenizer[Any], rules: Rules, vocab_size: int) -> Tokenizer[Any]:
-        """A copy of the tokenizer that has learned a vocabulary of merges."""
+    def learn(self, tokenizer: Tokenizer[Any], rules: Rules, vocab_size: int | None) -> Tokenizer[Any]:
+        """A copy of the tokenizer that has learned a vocabulary of merges, and what its controls mean."""
         if self.journal.fact("learned"):
             return type(tokenizer).load(self.folder)
         learned: Tokenizer[Any] = pickle.loads(pickle.dumps(tokenizer))
@@ -203,10 +212,8 @@ class Preparation:
         learned.save(self.folder)
         self.journal.note("learned", True)
         self._commit(now=True)
-        self.report(
-            f"learned a vocabulary of {learned.vocab_size:,} ids, on whole training documents of about "
-            f"{SAMPLE_IDS:,} ids at most"
-        )
+        what = "what its controls mean" if vocab_size is None else f"a vocabulary of {learned.vocab_size:,} ids"
+        self.report(f"learned {what}, on whole training documents of about {SAMPLE_IDS:,} ids at most")
         return learned
 
     def _sample(self, tokenizer: Tokenizer[Any], rules: Rules) -> Iterator[Any]:
@@ -246,6 +253,7 @@ class Preparation:
         lengths = Counter(dict.fromkeys(SPLITS, 0))
         for outcome in self.journal.outcomes():
             lengths.update({split: sum(counts) for split, counts in outcome.lengths.items()})
+            lengths["train"] += sum(map(sum, outcome.exercises))
         sizes = {split: n * np.dtype(ids_dtype(tokenizer.vocab_size)).itemsize for split, n in lengths.items()}
         if any(file.tell() < sizes[split] for split, file in files.items()):  # it was tampered with
             self.journal.forget_outcomes()
@@ -256,7 +264,7 @@ class Preparation:
 
     def write_index(self, tokenizer: Tokenizer[Any]) -> dict[str, dict[str, float]]:
         """The ledger, and where in the ids each document is; gives what each split holds."""
-        keys = ("documents", "sequences", "ids", "ids_of_originals", *tokenizer.units)
+        keys = ("documents", "exercises", "sequences", "ids", "ids_of_originals", *tokenizer.units)
         totals = {split: Counter(dict.fromkeys(keys, 0.0)) for split in SPLITS}
         with ExitStack() as stack:
             # a name that is not UTF-8 is written with escapes
@@ -275,6 +283,15 @@ class Preparation:
                         totals[split].update({unit: amount * share for unit, amount in outcome.measure.items()})
                         totals[split].update(
                             documents=1, sequences=len(lengths), ids=sum(lengths), ids_of_originals=lengths[0]
+                        )
+                    for lengths in outcome.exercises:
+                        writers["train"].add(lengths)
+                        totals["train"].update(
+                            documents=1,
+                            exercises=1,
+                            sequences=len(lengths),
+                            ids=sum(lengths),
+                            ids_of_originals=lengths[0],
                         )
         return {split: {key: _tidy(value) for key, value in total.items()} for split, total in totals.items()}
 
@@ -374,8 +391,11 @@ def make_tokenizer(
         TokenizerError: unknown or refused, or a vocabulary asked for that is not the directory's.
     """
     name = config.tokenizer or default_name(suffixes, config.kind)
+    wanted = [*((*FILL, *TRACKS) if config.infill else ()), *(CONTROL_MARKS if config.controls else ())]
+    marks = list(dict.fromkeys(wanted))
     if given is not None or not Path(name).is_dir():
-        tokenizer = given or new_tokenizer(name)
+        tokenizer = given or new_tokenizer(name, marks)
+        _check_marks(config, tokenizer, name)
         return tokenizer, config.vocab_size or tokenizer.default_vocab_size
     from musicgpt.checkpoint import resolve_checkpoint  # which brings torch
 
@@ -383,6 +403,7 @@ def make_tokenizer(
     with suppress(CheckpointError):  # a run means its best checkpoint
         directory = resolve_checkpoint(directory)
     tokenizer = load_tokenizer(directory)
+    _check_marks(config, tokenizer, name)
     if config.vocab_size not in (None, tokenizer.vocab_size):
         raise TokenizerError(
             f"{name} has {tokenizer.vocab_size} ids and --vocab-size asks for {config.vocab_size}: "
@@ -391,12 +412,26 @@ def make_tokenizer(
     return tokenizer, None
 
 
+def _check_marks(config: PrepareConfig, tokenizer: Tokenizer[Any], name: str) -> None:
+    if config.infill and not (isinstance(tokenizer, MidiTokenizer) and tokenizer.has((*FILL, *TRACKS))):
+        raise TokenizerError(
+            f"--infill: the tokenizer {name} has no marks for filling in; expected a scheme of music, or a "
+            f"directory that was prepared with --infill"
+        )
+    if config.controls and not tokenizer.has_controls:
+        raise TokenizerError(
+            f"--controls: the tokenizer {name} has no marks for them; expected a scheme of music, or a directory that "
+            f"was prepared with --controls"
+        )
+
+
 def _identity(tokenizer: Tokenizer[Any]) -> str:
     """What tells a tokenizer from any that reads or writes otherwise: its class and what it saves."""
     kind = type(tokenizer)
     with tempfile.TemporaryDirectory(prefix="musicgpt-") as folder:
         tokenizer.save(Path(folder))
-        saved = (Path(folder) / "tokenizer.json").read_bytes()
+        names = ("tokenizer.json", "controls.json")
+        saved = b"".join(path.read_bytes() for name in names if (path := Path(folder) / name).is_file())
     return hashlib.sha256(f"{kind.__module__}.{kind.__qualname__}\0".encode() + saved).hexdigest()
 
 
@@ -444,6 +479,8 @@ def _summary(ledger: Path, manifest: dict[str, Any]) -> Iterator[str]:
     yield f"files {sum(statuses.values()):,}: " + ", ".join(f"{n:,} {status}" for status, n in statuses.most_common())
     for split, total in manifest["splits"].items():
         variants = f", with transpositions {total['ids']:,}" if total["ids"] > total["ids_of_originals"] else ""
-        yield f"{split}: documents {total['documents']:,}, ids {total['ids_of_originals']:,}{variants}"
+        exercises = f", exercises in filling in {total['exercises']:,}" if total["exercises"] else ""
+        documents = total["documents"] - total["exercises"]
+        yield f"{split}: documents {documents:,}{exercises}, ids {total['ids_of_originals']:,}{variants}"
     lost = ", ".join(f"{count:,} {kind.replace('_', ' ')}" for kind, count in losses.items() if count)
     yield f"did not fit the vocabulary: {lost or 'nothing'}; every file is in {ledger}"

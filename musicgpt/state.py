@@ -21,6 +21,9 @@ DEFAULT_TEMPO = 120.0
 FOREVER = 2**40
 """Ticks: no closing line."""
 
+TIMED = frozenset({Kind.BAR, Kind.METRE, Kind.POSITION, Kind.SHIFT})
+"""Kinds that lead on in time."""
+
 
 @dataclass(frozen=True, slots=True)
 class Note:
@@ -92,6 +95,8 @@ class State(NamedTuple):
     """The tick at which the tempo last changed."""
     tempo_seconds: float = 0.0
     """The same in seconds, from the beginning of the new music."""
+    owed: tuple[int, ...] = ()
+    """Marks that are asked for of this segment and still to be said."""
     ended: bool = False
     completed: tuple[Note, ...] = ()
     """The notes that the last id completed."""
@@ -142,6 +147,17 @@ class Reader:
         per_tick = 60 / (state.tempo or DEFAULT_TEMPO) / self.vocabulary.ticks_per_quarter
         return float(state.tempo_seconds + (tick - state.tempo_tick) * per_tick)
 
+    def bars(self, ids: Sequence[int]) -> list[int]:
+        """The bar behind each base token of ids from the beginning of a piece, counted from 0."""
+        at = SimpleNamespace(**self.start()._asdict())
+        found = []
+        for id in ids:
+            for token in self.vocabulary.tokens[id]:
+                if token.kind in TIMED:
+                    self._step(at, token)
+                found.append(at.bar)
+        return found
+
     def read(self, state: State, tokens: Sequence[Base]) -> State:
         at = SimpleNamespace(**state._asdict())
         at.completed = ()
@@ -152,6 +168,8 @@ class Reader:
     def _step(self, at: Any, token: Base) -> None:
         """One base token, whether legal or not: prompts are read by this too."""
         v, value = self.vocabulary, int(token.value)
+        if token.kind == Kind.MARK:
+            return
         if token.kind == Kind.BAR:
             if at.phase != Kind.START:
                 self._next_bar(at)

@@ -51,6 +51,9 @@ class TextTokenizer:
     suffixes: tuple[str, ...] = SUFFIXES
     units: tuple[str, ...] = ("bytes",)
     loss_kinds: tuple[str, ...] = ("characters_lost",)
+    has_controls = False
+    whole: frozenset[int] = frozenset()
+    complete = True
     prints = True
     compares = False
     max_document_ids: int | None = None  # text has no more ids than bytes
@@ -127,6 +130,13 @@ class TextTokenizer:
         return None
 
     @property
+    def unscored(self) -> frozenset[int]:
+        return frozenset({self.bos_id} - {self.eos_id})
+
+    def marked(self, document: str, ids: Sequence[int]) -> list[int]:
+        raise TokenizerError("--controls are of music: a tokenizer of text has no marks for them")
+
+    @property
     def default_vocab_size(self) -> int | None:
         """How many ids to learn where none are asked for; None for one that is complete."""
         return {"bpe": LEARNED_SIZE, "characters": 2**20}.get(self.name) if self._is_new else None
@@ -192,7 +202,8 @@ class TextTokenizer:
     def measure(self, document: str) -> dict[str, float]:
         return {"bytes": float(len(document.encode()))}
 
-    def learn(self, documents: Iterable[str], vocab_size: int) -> None:
+    def learn(self, documents: Iterable[str], vocab_size: int | None) -> None:
+        assert vocab_size is not None
         if not self._is_new:
             raise TokenizerError(f"the vocabulary {self.name} is complete; nothing can be added to it")
         if self.name == "characters":

@@ -58,6 +58,22 @@ class Tokenizer(Protocol[D]):
     @property
     def pad_id(self) -> int | None: ...
     @property
+    def unscored(self) -> frozenset[int]:
+        """The ids that are never a target: what sets music or text up, and is given and not predicted."""
+
+    @property
+    def whole(self) -> frozenset[int]:
+        """The ids that, right behind BOS, begin a document which is learned from its beginning only."""
+
+    @property
+    def has_controls(self) -> bool:
+        """Whether it has marks that say what is in the music."""
+
+    @property
+    def complete(self) -> bool:
+        """Whether nothing has to be learned but, perhaps, a vocabulary of merges."""
+
+    @property
     def default_vocab_size(self) -> int | None:
         """How many ids `learn` is asked for where the user does not say; None: it is complete as it is."""
 
@@ -81,6 +97,15 @@ class Tokenizer(Protocol[D]):
     def encode(self, document: D) -> list[int]: ...
 
     def decode(self, ids: Sequence[int]) -> D: ...
+
+    def marked(self, document: D, ids: Sequence[int]) -> list[int]:
+        """`ids = encode(document)`, or their beginning, with marks between them that say what is in the music.
+
+        For training; without the ids that are marks they are the same.
+
+        Raises:
+            TokenizerError: it has no such marks.
+        """
 
     def window(self, ids: Sequence[int] | np.ndarray, first: int) -> tuple[int, list[int]]:
         """Where a window may begin, at or after `first`, and the ids that say there what would else be unknown.
@@ -111,8 +136,10 @@ class Tokenizer(Protocol[D]):
     def measure(self, document: D) -> dict[str, float]:
         """What a loss can be counted per: {"notes": …, "seconds": …} or {"bytes": …}."""
 
-    def learn(self, documents: Iterable[D], vocab_size: int) -> None:
-        """Grow the vocabulary to at most `vocab_size` by byte-pair merges; deterministic.
+    def learn(self, documents: Iterable[D], vocab_size: int | None) -> None:
+        """Grow the vocabulary to at most `vocab_size` by byte-pair merges (None: as it is); deterministic.
+
+        What else it needs to be `complete` is learned too.
 
         Raises:
             TokenizerError: a size below that of the basic vocabulary, or a vocabulary already learned.
@@ -136,15 +163,21 @@ DEFAULTS = {"music": "remi", "text": "bpe"}
 """What a user calls the kind of a corpus -> the tokenizer it gets when none is named."""
 
 
-def new_tokenizer(name: str) -> Tokenizer[Any]:
-    """By name: remi, tsd, midilike, structured, grid for music; bpe, bytes, characters for text.
+def new_tokenizer(name: str, marks: Sequence[str] = ()) -> Tokenizer[Any]:
+    """By name: remi, tsd, midilike, structured for music, with these marks, and grid; bpe, bytes, characters for text.
 
     Raises:
-        TokenizerError: a name that is unknown, or known and refused; the message says why.
+        TokenizerError: a name that is unknown, or known and refused, the message says why; or marks for text.
     """
+    if name.lower() not in (*NAMES, GridTokenizer.name):
+        return MidiTokenizer.new(name, marks)
+    if marks:
+        raise TokenizerError(
+            f"the tokenizer {name} has no marks: --infill and --controls are for remi, tsd, midilike, structured"
+        )
     if name.lower() == GridTokenizer.name:
         return GridTokenizer()
-    return TextTokenizer.new(name) if name.lower() in NAMES else MidiTokenizer.new(name)
+    return TextTokenizer.new(name)
 
 
 def default_name(suffixes: Set[str], kind: str | None) -> str:

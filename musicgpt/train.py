@@ -148,6 +148,8 @@ def train(
             prepare_config = _fine_tuning(init_from, prepare_config, given)
             if "optimizer" not in given:  # Muon on weights that AdamW has trained was not measured
                 config = replace(config, optimizer="adamw")
+        if prepare_config.infill and "infill_ids" not in given and not resume:
+            prepare_config = replace(prepare_config, infill_ids=config.n_positions)
         if config.preset is not None and config.preset not in PRESETS:
             raise UsageError(f"--preset {config.preset} is unknown; expected one of {', '.join(PRESETS)}")
         world = stack.enter_context(joined(device_named(config.device), config.parallel))
@@ -166,6 +168,12 @@ def train(
         if start is not None and read_json(run / "run.json").get("shards") != shards.manifest["checksums"]:
             raise ShardsError(f"{shards.directory} was prepared anew since {run} was begun: begin again with --force")
         tokenizer = load_tokenizer(shards.directory)
+        longest = shards.manifest["source"].get("infill_ids", 0) if "source" in shards.manifest else 0
+        if longest > config.n_positions and init_from is None:
+            raise UsageError(
+                f"the exercises in {shards.directory} are up to {longest:,} ids long, --n-positions is "
+                f"{config.n_positions:,}: make it as much, or prepare them with --infill-ids {config.n_positions}"
+            )
         model = _make_model(config, shards, tokenizer, start, init_from, world, report)
         config = _decide(replace(config, n_positions=model.config.n_positions), model.config, shards, world, report)
         assert config.learning_rate is not None
@@ -359,7 +367,6 @@ def _loop(
 ) -> None:
     assert config.steps is not None
     assert config.checkpoint_every is not None
-    special = {"bos_id": tokenizer.bos_id, "eos_id": tokenizer.eos_id}
     n_positions = state.model.config.n_positions
     train_split, val_split = shards.split("train"), shards.split("val")
     batches = Batches(
@@ -368,11 +375,13 @@ def _loop(
         batch_size=config.batch_size,
         n_positions=n_positions,
         seed=config.seed,
-        **special,
+        eos_id=tokenizer.eos_id,
+        unscored=tokenizer.unscored,
+        whole=tokenizer.whole,
     )
     if val_split.n_documents == 0:
         raise ShardsError(f"{shards.directory} has nothing to validate on; give more pieces")
-    windows = windows_in_order(val_split, n_positions=n_positions, limit=VALIDATION_IDS, **special)
+    windows = windows_in_order(val_split, n_positions=n_positions, limit=VALIDATION_IDS, unscored=tokenizer.unscored)
     if state.step == 0 and world.is_first:
         floors = baselines(train_split, windows, tokenizer.vocab_size)
         report("validation without a model: " + ", ".join(f"{name} {loss:.3f}" for name, loss in floors.items()))

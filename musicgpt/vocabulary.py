@@ -30,9 +30,9 @@ from musicgpt.midi_tokenizer import MidiTokenizer
 
 
 class Kind(IntEnum):
-    """Of a base token; START is the kind before the first."""
+    """Of a base token; START is the kind before the first, MARK that of all that is no music."""
 
-    OTHER, BAR, METRE, POSITION, SHIFT, TEMPO, PROGRAM, ON, OFF, VELOCITY, DURATION, START = range(12)
+    OTHER, BAR, METRE, POSITION, SHIFT, TEMPO, PROGRAM, ON, OFF, VELOCITY, DURATION, START, MARK = range(13)
 
 
 KINDS = {
@@ -58,7 +58,7 @@ NONE = 30_000
 
 @dataclass(frozen=True)
 class Base:
-    """One base token; `value` is a pitch, a rank, steps, an index of `Vocabulary.metres` or a tempo."""
+    """One base token; `value` is a pitch, rank, steps, index of `Vocabulary.metres`, tempo or id (of a mark)."""
 
     kind: Kind
     value: float = 0
@@ -116,6 +116,9 @@ class Vocabulary:
         """Of each metre."""
         self.eos_id = tokenizer.eos_id
         self._pitches = range(config.pitch_range[0], config.pitch_range[1] + 1)
+        self.marks = {token: tokenizer.mark(token) for token in tokenizer.wrapped.special_tokens}
+        """Their ids."""
+        self.bins = tokenizer.bins
         self._position = self.steps_per_beat // config.max_num_pos_per_beat
         self.tokens = [tuple(self._base(token) for token in tokens) for tokens in tokenizer.expansions]
         self.id_of = {base[0]: id for id, base in reversed(list(enumerate(self.tokens))) if len(base) == 1}
@@ -139,6 +142,8 @@ class Vocabulary:
         return len(self.tokens)
 
     def _base(self, token: str) -> Base:
+        if token in self.marks:
+            return Base(Kind.MARK, self.marks[token])
         name, _, value = token.partition("_")
         kind = KINDS.get(name, Kind.OTHER)
         if kind == Kind.BAR and value != "None":
@@ -258,6 +263,16 @@ class Vocabulary:
         for id, walk in enumerate(walks):
             for key, (kind, in_bar, steps) in walk.seen.items() if walk.ok else ():
                 groups[key, (kind == Kind.ON, in_bar, bool(self.new_bar[id]), walk.metre)].append((steps, id))
+        tones = [
+            (self.new_bar[id], in_bar, steps, walk.metre, id, classes)
+            for id, walk in enumerate(walks)
+            for (in_bar, steps), classes in (walk.tones.items() if walk.ok else ())
+        ]
+        table = np.array(tones, dtype=np.int64).reshape(-1, 6)
+        self.moments, self.tone_moment = np.unique(table[:, :4], axis=0, return_inverse=True)
+        """(…, 4) when ids begin notes: in the next bar or not, from the bar line or not, steps, metre as of `Touch`."""
+        self.tone_id, self.tone_classes = table[:, 4], table[:, 5].astype(np.int16)
+        """Which ids begin notes at which moment, and their pitch classes as bits; drums have none."""
         self.touches: dict[tuple[int, int], list[Touch]] = {}
         """(program, pitch) -> the ids that begin or end such a note; program -1 is that in force."""
         for (key, how), found in groups.items():
@@ -287,7 +302,9 @@ class Vocabulary:
         walk = _Walk(self)
         previous = None
         for index, token in enumerate(base):
-            if token.kind == Kind.OTHER or (previous is not None and token.kind not in self.follows.get(previous, ())):
+            if token.kind in (Kind.OTHER, Kind.MARK) or (
+                previous is not None and token.kind not in self.follows.get(previous, ())
+            ):
                 walk.ok = False
             if not walk.ok:
                 return walk
@@ -331,6 +348,8 @@ class _Walk:
         """Whether one must follow in the moment it begins in, behind notes that only the beginning knows."""
         self.seen: dict[tuple[int, int], tuple[Kind, bool, int]] = {}
         """(program, pitch) -> what the id does first with it (ON or OFF), and when: from the bar line or not, steps."""
+        self.tones: dict[tuple[bool, int], int] = defaultdict(int)
+        """From the bar line or not, steps -> as bits the pitch classes that begin there; drums have none."""
         # where the walk is
         self._program = -1
         self._in_bar = False  # times are from the bar line, no more from the beginning
@@ -431,6 +450,8 @@ class _Walk:
         if self._program == self.program_first and self._time == self._program_time:
             self.program_low = min(self.program_low, pitch)
         self._high = self._pitch = pitch
+        if not drum:
+            self.tones[self._in_bar, self._time] |= 1 << pitch % 12
         self._check_overlap(key)
         if self._program >= 0:  # the program in force may be this one
             self._check_overlap((-1, pitch))

@@ -20,11 +20,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from musicgpt.marks import PREFIX, SUFFIX
+
 if TYPE_CHECKING:
     import miditok
 
 KNOWN = frozenset(
-    "PAD BOS EOS Bar Position TimeSig Tempo Program TimeShift Pitch PitchDrum NoteOn DrumOn NoteOff DrumOff Velocity "
+    "Bar Position TimeSig Tempo Program TimeShift Pitch PitchDrum NoteOn DrumOn NoteOff DrumOff Velocity "
     "Duration".split()
 )
 """Types of tokens whose meaning at a bar line is known here; windows of a vocabulary with others begin anywhere."""
@@ -46,6 +48,8 @@ class Windows:
     def window(self, ids: Sequence[int] | np.ndarray, first: int) -> tuple[int, list[int]]:
         """Ids, and the earliest place -> the place, and the header: the first bar line, or BOS or EOS before any.
 
+        The marks behind which music begins anew count as BOS does.
+
         Behind the last of them it is `first` itself, with no header.
         """
         tables = self._tables
@@ -61,6 +65,24 @@ class Windows:
             return end if end < len(ids) else first, []
         return begin + found[0], found[1]
 
+    def reached(self, ids: Sequence[int], ticks: Sequence[int]) -> list[int]:
+        """Ids, and rising ticks (of `time_division` a quarter) that are bar lines -> where the music of each begins.
+
+        That is behind the first id that reaches it; in REMI behind its Bar token, and the metre if that follows.
+        """
+        tables, array = self._tables, np.asarray(ids)
+        owner, tokens = _tokens(tables, array)
+        if not tables.has_bars:
+            at, *_, time = _clock(tables, tokens)
+            return [int(owner[at[k]]) + 1 if k else 0 for k in np.searchsorted(time, ticks) if k < len(at)]
+        bars = np.flatnonzero(tables.is_bar[tokens])
+        says = np.flatnonzero(tables.bar_ticks[tokens] > 0)
+        timed = np.append(tables.unsaid, tokens[says])
+        length = tables.bar_ticks[timed[np.searchsorted(says, np.append(bars[1:], len(tokens)))]]
+        begins = np.searchsorted(np.cumsum(length) - length, ticks)
+        behind = bars + np.isin(bars + 1, says)
+        return [int(owner[behind[k]]) + 1 for k in begins if k < len(bars)]
+
 
 class _Tables:
     """What each id (`of`: base token) means; -1 and 0 stand for nothing of the kind."""
@@ -71,15 +93,16 @@ class _Tables:
         split = [(token.split("_")[0], token.split("_")[1]) for token in tokens]
         kinds = np.array([kind for kind, _ in split])
         single = {spelled[0]: id for id, spelled in reversed(list(enumerate(expansions))) if len(spelled) == 1}
-        self.known = set(kinds) <= KNOWN and len(single) == len(tokens)
+        special = set(wrapped.special_tokens)
+        self.known = set(kinds[[token not in special for token in tokens]]) <= KNOWN and len(single) == len(tokens)
         self.has_bars = "Bar_None" in number
         self.changes_program: bool = wrapped.config.program_changes
         self.one_shift = "TimeShift_0.0.1" in number
         """Structured: each note has one shift before it, of no time where there is none."""
 
         # by id
-        special = {"PAD_None", "BOS_None", "EOS_None"}
-        self.ends = np.array([bool({"BOS_None", "EOS_None"} & set(spelled)) for spelled in expansions])
+        ends = {"BOS_None", "EOS_None", SUFFIX, PREFIX}
+        self.ends = np.array([not ends.isdisjoint(spelled) for spelled in expansions])
         self.bar = np.array([spelled[:1] == ("Bar_None",) for spelled in expansions])
         self.tempo = np.array([_last(spelled, "Tempo_", single) for spelled in expansions])
         self.program = np.array([_last(spelled, "Program_", single) for spelled in expansions])
@@ -92,6 +115,7 @@ class _Tables:
         self.id_of = np.array([single.get(token, -1) for token in tokens])
         self.unsaid = len(tokens)
         self.is_tempo, self.is_velocity = kinds == "Tempo", kinds == "Velocity"
+        self.is_bar = kinds == "Bar"
         self.is_timed = np.isin(kinds, ("TimeShift", "TimeSig"))
         self.sounds = np.array([SOUNDS.get(kind, 0) for kind in kinds])
         self.pitch = np.array([int(value) if kind in SOUNDS else 0 for kind, value in split], dtype=np.int16)
@@ -151,19 +175,11 @@ def _at_bar_token(tables: _Tables, ids: np.ndarray, first: int) -> tuple[int, li
 
 
 def _behind_shift(tables: _Tables, ids: np.ndarray, first: int) -> tuple[int, list[int]] | None:
-    lengths = tables.lengths[ids]
-    if not lengths[:first].any():
+    if not tables.lengths[ids[:first]].any():
         return first, []  # the beginning is a bar line
-    owner = np.repeat(np.arange(len(ids)), lengths)
-    within = np.arange(len(owner)) - (np.cumsum(lengths) - lengths)[owner]
-    tokens = tables.spelled[tables.offsets[ids[owner]] + within]
-
-    at = np.concatenate(([-1], np.flatnonzero(tables.is_timed[tokens])))
-    timed = tokens[at]
-    timed[0] = tables.unsaid
-    metre = np.maximum.accumulate(np.where(tables.bar_ticks[timed] > 0, np.arange(len(timed)), 0))
+    owner, tokens = _tokens(tables, ids)
+    at, timed, metre, time = _clock(tables, tokens)
     unit, length = tables.unit[timed[metre]], tables.bar_ticks[timed[metre]]
-    time = np.cumsum(tables.shift_ticks[unit, timed])
     line = time - (time - time[metre]) % length  # the last bar line; a metre begins with one
     place = owner[at] + 1
     new = np.flatnonzero((line[1:] > line[:-1]) & (first <= place[1:]) & (place[1:] < len(ids))) + 1
@@ -182,6 +198,25 @@ def _behind_shift(tables: _Tables, ids: np.ndarray, first: int) -> tuple[int, li
         rest = tokens[at[k] + 1 : np.searchsorted(owner, owner[at[k]], side="right")]
         return int(place[k]), stated + tables.id_of[rest].tolist()
     return None
+
+
+def _tokens(tables: _Tables, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The base tokens of music in these ids, and of each the place of its id."""
+    lengths = tables.lengths[ids]
+    owner = np.repeat(np.arange(len(ids)), lengths)
+    within = np.arange(len(owner)) - (np.cumsum(lengths) - lengths)[owner]
+    return owner, tables.spelled[tables.offsets[ids[owner]] + within]
+
+
+def _clock(tables: _Tables, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Where time goes by or is counted by another metre: places, tokens, the index of the metre there, and ticks.
+
+    Before them comes the beginning, at -1, where nothing is said.
+    """
+    at = np.concatenate(([-1], np.flatnonzero(tables.is_timed[tokens])))
+    timed = np.append(tables.unsaid, tokens[at[1:]])
+    metre = np.maximum.accumulate(np.where(tables.bar_ticks[timed] > 0, np.arange(len(timed)), 0))
+    return at, timed, metre, np.cumsum(tables.shift_ticks[tables.unit[timed[metre]], timed])
 
 
 def _sounding(tables: _Tables, tokens: np.ndarray) -> tuple[list[int], int | None]:

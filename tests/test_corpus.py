@@ -25,6 +25,21 @@ def test_files_are_found_recursively_without_hidden_ones(tmp_path: Path) -> None
     assert list(corpus.find_files(tmp_path / "c.abc")) == [tmp_path / "c.abc"]
 
 
+def test_the_samples_of_a_run_are_no_part_of_a_corpus(tmp_path: Path) -> None:
+    for name in (
+        "1.mid",
+        "runs/a/run.json",
+        "runs/a/metrics.jsonl",
+        "runs/a/samples/2.mid",
+        "runs/b/run.json",
+        "runs/b/3.mid",
+    ):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    assert names(tmp_path) == ["1.mid", "runs/b/3.mid", "runs/b/run.json"]
+    assert list(corpus.find_files(tmp_path / "runs" / "a" / "samples" / "2.mid"))
+
+
 def test_a_folder_is_found_once_however_many_links_lead_to_it(tmp_path: Path) -> None:
     root, elsewhere = tmp_path / "root", tmp_path / "elsewhere"
     for name in ("root/in/1.mid", "elsewhere/2.mid", "elsewhere/deep/3.mid"):

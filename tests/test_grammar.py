@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from fractions import Fraction
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,8 @@ from musicgpt.errors import InputError, MusicGPTError, UsageError
 from musicgpt.grammar import Grammar
 from musicgpt.midi_tokenizer import SCHEMES, MidiTokenizer
 from musicgpt.model import GPT, GPTConfig
+from musicgpt.phrases import PHRASES, read_phrase
+from musicgpt.request import Row
 from musicgpt.state import State
 from musicgpt.vocabulary import Base, Kind, Vocabulary
 
@@ -47,6 +50,7 @@ CONSTRAINTS: dict[str, list[Any]] = {
     "time_signature": ["6/8", "7/8"],
     "instruments": ["piano,cello", "drums,strings"],
     "scale": ["D minor", "C major pentatonic"],
+    "chords": ["Am F C", "F7 Adim N.C."],
     "pitch_range": ["C3-C6", "C4-C4"],
     "max_polyphony": [1, 4],
     "max_notes_per_beat": [1, 4],
@@ -134,12 +138,15 @@ def check_constraints(asked: dict[str, Any], piece: Piece, played: Played, new: 
         if note.onset < line and rank(note) not in order:
             order.append(rank(note))
     order = list(constraints.programs or order)
+    lines = bar_lines(piece, played, new)
     for note in new:
         if constraints.programs is not None:
             assert rank(note) in constraints.programs
         if "scale" in asked and rank(note) != DRUMS:
             steps = {"D minor": {2, 4, 5, 7, 9, 10, 0}, "C major pentatonic": {0, 2, 4, 7, 9}}[asked["scale"]]
             assert note.pitch % 12 in steps
+        if "chords" in asked and rank(note) != DRUMS:
+            assert note.pitch % 12 in fitting(asked["chords"], note, lines, played, strict=False)[1], note
         if "pitch_range" in asked and rank(note) != DRUMS:
             low, high = {"C3-C6": (48, 84), "C4-C4": (60, 60)}[asked["pitch_range"]]
             assert low <= note.pitch <= high
@@ -171,6 +178,93 @@ def check_constraints(asked: dict[str, Any], piece: Piece, played: Played, new: 
         assert {m[1:] for m in played.metres if m[0] >= line} <= {(n, d)}
     if "max_bar_repeats" in asked:
         assert longest_run(bar_lines(piece, played, new), played.notes) <= asked["max_bar_repeats"]
+
+
+TONES = {
+    "Am": {9, 0, 4},
+    "C": {0, 4, 7},
+    "E7": {4, 8, 11, 2},
+    "F": {5, 9, 0},
+    "F7": {5, 9, 0, 3},
+    "Adim": {9, 0, 3},
+}
+SCALE = {"Am F C": {0, 2, 4, 5, 7, 9, 11}, "F7 Adim N.C.": {0, 2, 3, 5, 7, 9, 10}, "Am E7 N.C.": {0, 2, 4, 5, 7, 9, 11}}
+"""C major, B flat major: the scales that hold most of these chords."""
+
+
+def is_strong(since_line: Fraction, n: int, d: int) -> bool:
+    """Of an onset in quarter notes behind its bar line, in n/d."""
+    beat = Fraction(4, d)
+    every = 3 if n in (6, 9, 12) else n // 2 if n % 2 == 0 else n
+    return since_line % (every * beat) < beat / 4
+
+
+def fitting(
+    chords: str, note: Note, lines: list[Fraction], played: Played, *, strict: bool
+) -> tuple[set[int], set[int]]:
+    """The pitch classes of the chord where a note begins, and those that the note may have."""
+    bar = max(i for i, line in enumerate(lines) if line <= note.onset)
+    chord = TONES.get(chords.split()[bar % len(chords.split())], set())
+    n, d = next(((n, d) for time, n, d in reversed(played.metres) if time <= note.onset), (4, 4))
+    if chord and (strict or is_strong(note.onset - lines[bar], n, d)):
+        return chord, chord
+    return chord, chord | SCALE[chords]
+
+
+@cache
+def phrased(kind: str) -> LanguageModel:
+    """With `+bpe` of the phrases that ship: few, so that learned ids are long, and cross bar lines."""
+    tokenizer = MidiTokenizer.new(kind.removesuffix("+bpe"))
+    if kind.endswith("+bpe"):
+        tokenizer.learn([read_phrase(name)[0] for name in PHRASES], tokenizer.vocab_size + 1000)
+    return LanguageModel(models_of(tokenizer), tokenizer)
+
+
+def wander(model: LanguageModel, grammar: Grammar, seed: int) -> Piece:
+    """A piece in which each kind of token comes as often as the others, learned ids rather, and short pauses."""
+    v, choice, row = model.vocabulary, np.random.default_rng(seed), Row(grammar)
+    while not row.ended:
+        allowed = np.flatnonzero(grammar.mask(row.state))
+        kinds = v.first[allowed]
+        likely = (kinds == choice.choice(np.unique(kinds))) * v.size[allowed] ** 2 / (1 + v.advance[allowed])
+        id = int(choice.choice(allowed, p=likely / likely.sum()))
+        row.take(id, grammar.advance(row.state, id), None)
+    row.close()
+    assert row.reached
+    assert not row.stuck
+    begin, end = (tick / v.ticks_per_quarter for tick in (grammar.boundary, grammar.end(row.state) or 0))
+    return Piece(grammar.prompt_ids, [*grammar.prelude, *row.ids], True, model.tokenizer, begin, end)
+
+
+@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_notes_are_of_the_chord_of_their_bar(kind: str, strict: bool) -> None:
+    """In 4/4, 3/4, 6/8, 7/8, and in one octave, where chords are few notes; what is left free is used."""
+    model, chords = phrased(kind), "Am E7 N.C."
+    begun: Counter[str] = Counter()
+    for i, prompt in enumerate(("reel", "waltz", "jig", "ruchenitsa") * 3):
+        few = {"instruments": "piano,cello", "pitch_range": "C4-B4"}
+        asked = {"instruments": "piano,cello,drums"} if i % 3 else few
+        length: dict[str, Any] = {"bars": 14} if i % 2 else {"seconds": 30.0}
+        constraints = Constraints(chords=chords, chords_strict=strict, **asked)
+        piece = wander(model, Grammar(model.vocabulary, model.prompt_ids(prompt), constraints, **length), i)
+        played, new = play(model, piece)
+        check_length(piece, played, length.get("bars"), length.get("seconds"))
+        lines = bar_lines(piece, played, new)
+        for note in new:
+            chord, allowed = fitting(chords, note, lines, played, strict=strict)
+            fits = note.pitch % 12 in allowed
+            if rank(note) == DRUMS:
+                begun["drums that do not fit"] += not fits
+            else:
+                assert fits, note
+                begun["notes"] += 1
+                begun["off the chord"] += bool(chord) and note.pitch % 12 not in chord
+                begun["without a chord"] += not chord
+    assert begun["drums that do not fit"]
+    assert begun["without a chord"]
+    assert bool(begun["off the chord"]) is not strict
+    assert begun["notes"] > 100
 
 
 def bar_lines(piece: Piece, played: Played, new: list[Note]) -> list[Fraction]:
@@ -292,7 +386,8 @@ def test_a_learned_id_is_legal_only_where_its_whole_expansion_is(kind: str, mode
     missed = offered = 0
     for seed in range(6):
         asked: dict[str, Any] = [{}, {"bars": 3}, {"seconds": 9.0}][seed % 3]
-        constraints = Constraints(**[{}, {"scale": "D minor", "pitch_range": "C3-C6"}][seed % 2])
+        given = [{}, {"scale": "D minor", "pitch_range": "C3-C6"}, {"chords": "Am E7", "chords_strict": seed == 5}]
+        constraints = Constraints(**given[seed // 2])
         grammar = Grammar(vocabulary, (), constraints, **asked)
         random_ids = np.random.default_rng(seed)
         state = grammar.begin
@@ -516,7 +611,7 @@ def test_any_file_replays_itself(kind: str, models: Any, shared: Path, tmp_path:
     model = models(kind)
     prompt = shared / "corpora" / "pop909" / "241.mid"  # with overlaps, which midilike pairs anew
     many = model.generate_many(2, prompt, prompt_bars=8, bars=1, seed=3, best_of=2)
-    left = model.stream("jig", bars=40, seed=1)
+    left = model.stream("jig", bars=40, seed=1, chords="Am F", chords_strict=True)
     assert list(itertools.islice(left, 3))
     whole = model.stream("jig", bars=2, seed=1)
     assert list(whole)
@@ -568,7 +663,7 @@ def models_of(tokenizer: MidiTokenizer) -> GPT:
 
 def test_errors_of_constraints_are_all_ours() -> None:
     for text in ("", "x", "C", "4", "4/", "-", "C4-", "0:", "0:scale", "99999", "ä", "\x00"):
-        for name in ("tempo", "time_signature", "instruments", "scale", "pitch_range"):
+        for name in ("tempo", "time_signature", "instruments", "scale", "chords", "pitch_range"):
             with suppress(MusicGPTError):  # and no other
                 Constraints(**{name: text})
         with pytest.raises(MusicGPTError):

@@ -97,7 +97,7 @@ def test_every_training_window_begins_at_a_bar_line(data: Path, tmp_path: Path) 
         batch_size=2,
         n_positions=2 * IDS_PER_BAR,
         seed=3,
-        bos_id=TOKENIZER.bos_id,
+        unscored=TOKENIZER.unscored,
         eos_id=TOKENIZER.eos_id,
     )
     for step in range(12):

@@ -95,6 +95,7 @@ def test_the_commands_of_the_readme_run(
     monkeypatch.chdir(tmp_path)
     for name in ("my_midis", "pop909"):
         (tmp_path / name).symlink_to(folk)
+    (tmp_path / "benchmarks").symlink_to(ROOT / "benchmarks")
     (tmp_path / "phrase.mid").write_bytes((folk / "004.mid").read_bytes())
     (tmp_path / "runs").mkdir()
     for name in ("notes.txt", "tinyshakespeare.txt"):

@@ -113,12 +113,12 @@ def test_of_several_pieces_the_first(folk_books: Path, shared: Path) -> None:
     text = "X:1\nK:D\nDEFG|\n\nX:2\nK:D\nGFED|\n"
     score, remarks = read_phrase(text)
     assert pitches(score) == SCALE
-    assert remarks == ["the first of 2 pieces is the prompt"]
+    assert remarks == ["the first of 2 pieces is used"]
     score, remarks = read_phrase(str(folk_books / "airdsAirs" / "book1.abc"))
-    assert re.fullmatch(r"the first of \d+ pieces is the prompt", remarks[-1])
+    assert re.fullmatch(r"the first of \d+ pieces is used", remarks[-1])
     score, remarks = read_phrase(str(shared / "hard" / "synthetic" / "format2_two_patterns.mid"))
     assert score.note_num() == 8
-    assert remarks == ["2 patterns of a file of format 2 read as pieces", "the first of 2 pieces is the prompt"]
+    assert remarks == ["2 patterns of a file of format 2 read as pieces", "the first of 2 pieces is used"]
 
 
 @pytest.mark.parametrize(
@@ -180,7 +180,7 @@ def test_every_difficult_file_keeps_its_notes_or_is_refused_in_a_line(
                 continue
             accepted += 1
             whole = score.note_num()
-            if any("pieces is the prompt" in remark for remark in remarks):
+            if any("pieces is used" in remark for remark in remarks):
                 whole = sum(piece.note_num() for piece in midi.read_scores(path)[0])
             known = (
                 notes_by_mido(path)

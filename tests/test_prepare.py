@@ -26,9 +26,12 @@ import symusic
 from distributed import Client
 
 from musicgpt import isolation, midi
+from musicgpt.batches import Batches
 from musicgpt.cli import main
 from musicgpt.config import PrepareConfig
 from musicgpt.errors import InputError, TokenizerError, UsageError
+from musicgpt.marks import FILL, MIDDLE, SUFFIX, TRACKS
+from musicgpt.midi_tokenizer import MidiTokenizer
 from musicgpt.prepare import prepare
 from musicgpt.shards import Shards
 from musicgpt.tokenizer import load_tokenizer
@@ -95,6 +98,66 @@ def test_training_pieces_are_transposed_and_the_others_are_not(folk: Path, tmp_p
     tokenizer = load_tokenizer(tmp_path / "shards")
     first = [tokenizer.decode(train.sequence(i)).tracks[0].notes[0].pitch for i in range(5)]
     assert [pitch - first[0] for pitch in first] == [0, 1, -1, 2, -2]
+
+
+def test_exercises_in_filling_in_are_documents_of_their_own(folk: Path, tmp_path: Path) -> None:
+    plain = prepare(folk, tmp_path / "plain", PrepareConfig(transpositions=2), report=quiet)
+    said: list[str] = []
+    config = PrepareConfig(transpositions=2, infill=1.0, infill_ids=256)
+    shards = prepare(folk, tmp_path / "shards", config, report=said.append)
+    tokenizer = load_tokenizer(tmp_path / "shards")
+    assert isinstance(tokenizer, MidiTokenizer)
+    train, totals = shards.split("train"), shards.manifest["splits"]["train"]
+    begins = tokenizer.mark(SUFFIX)
+    exercises = [n for n in range(train.n_documents) if train.sequence(int(train.documents[n]))[1] == begins]
+    assert len(exercises) == totals["exercises"] > 5
+    assert train.n_documents - len(exercises) == plain.manifest["splits"]["train"]["documents"]
+    assert any(f"exercises in filling in {len(exercises):,}" in line for line in said)
+    assert all(len(train.sequence(n)) <= 256 for e in exercises for n in range(*train.documents[e : e + 2]))
+    ids = sum(len(train.sequence(int(train.documents[n]))) for n in exercises)
+    assert 0.5 < ids / (totals["ids_of_originals"] - ids) < 1.5  # K is 1
+    for split in ("val", "test"):
+        assert begins not in shards.split(split).ids
+        assert len(shards.split(split).ids) == len(plain.split(split).ids)
+    batches = Batches(
+        train,
+        window=tokenizer.window,
+        batch_size=4,
+        n_positions=256,
+        seed=0,
+        eos_id=tokenizer.eos_id,
+        unscored=tokenizer.unscored,
+        whole=tokenizer.whole,
+    )
+    marks = {tokenizer.mark(name) for name in (*FILL, *TRACKS)}
+    seen = [batches[step] for step in range(20)]
+    assert any(marks & set(ids.flatten().tolist()) for ids, _ in seen)
+    assert not any(marks & set(targets.flatten().tolist()) for _, targets in seen)
+    for ids, _ in seen:  # what is filled in is learned with both sides in view
+        for row in ids.tolist():
+            opened = 0
+            for id in row:
+                opened = 0 if id == tokenizer.bos_id else max(opened, id == begins)
+                assert id != tokenizer.mark(MIDDLE) or opened
+
+
+def test_exercises_do_not_depend_on_the_workers(many: Path, tmp_path: Path) -> None:
+    made = []
+    for workers in (1, 2):
+        config = PrepareConfig(transpositions=1, infill=0.5, infill_ids=256, workers=workers)
+        prepare(many, tmp_path / str(workers), config, report=quiet)
+        made.append(contents(tmp_path / str(workers)))
+    assert made[0] == made[1]
+
+
+def test_exercises_are_refused_where_there_can_be_none(folk: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("words " * 500)
+    with pytest.raises(TokenizerError, match="has no marks"):
+        prepare(tmp_path / "a.txt", tmp_path / "text", PrepareConfig(infill=1.0), report=quiet)
+    prepare(folk, tmp_path / "plain", ONE_KEY, report=quiet)
+    config = PrepareConfig(infill=1.0, tokenizer=str(tmp_path / "plain"))
+    with pytest.raises(TokenizerError, match="no marks for filling in"):
+        prepare(folk, tmp_path / "shards", config, report=quiet)
 
 
 @pytest.fixture(scope="module")

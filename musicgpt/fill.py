@@ -1,0 +1,353 @@
+"""A piece and a hole in it -> the piece with the hole filled by a model, several times over, the best first.
+
+A model that was trained on exercises (see infill.py) reads both sides of the hole. Any other goes on from the bars
+before it, several times, and says which of them makes the bars behind likeliest.
+
+A long hole is filled from left to right, as many bars at once as exercises have, and anew where the metre changes. What
+is not in the hole stays note for note, what rings into it from before too; no new note rings out of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from symusic.core import ScoreTick
+
+from musicgpt import midi
+from musicgpt.config import Report
+from musicgpt.constraints import DRUMS, SURROUNDED, Constraints, program_name, read_bars, read_instruments
+from musicgpt.drafts import Drafts
+from musicgpt.engine import TorchEngine
+from musicgpt.errors import InputError, UsageError
+from musicgpt.generate import generate, log_likelihood
+from musicgpt.grammar import MAX_INSTRUMENTS, Grammar
+from musicgpt.infill import Frame, Frames, New, centre, emptied, filled, rank_of, sounding_tracks
+from musicgpt.marks import MIDDLE, MOST_BARS, PREFIX, SUFFIX
+from musicgpt.model import GPT
+from musicgpt.provenance import provenance_text
+from musicgpt.request import Row
+from musicgpt.sampling import SamplingConfig
+from musicgpt.state import DEFAULT_TEMPO
+from musicgpt.vocabulary import Kind
+
+FEWEST_GUESSES = 8
+"""Of a model that does not look ahead: so many go on from before the hole, and the best are chosen."""
+
+BARS_BEHIND = 4
+"""By how much of what follows they are judged."""
+
+ATTEMPTS = 4
+"""How often takes are sampled where they turn out the same as what was there."""
+
+SAME_BEATS = 1 / 12
+"""Onsets nearer than this, in quarter notes, are the same on any grid."""
+
+
+@dataclass(frozen=True)
+class Filled:
+    """A piece whose hole was filled, and beside it what is new."""
+
+    score: ScoreTick
+    notes: tuple[New, ...]
+    likelihood: float
+    """By which takes are ranked: the mean log-probability, in nats, of the new ids, both sides given; of a model that
+    was not trained to fill in, that of the ids of the bars behind the hole, all before given."""
+    provenance: dict[str, Any]
+
+    def save(self, path: str | Path) -> None:
+        """Raises: InputError: the file cannot be written."""
+        midi.write_midi(self.score, Path(path), text=provenance_text(self.provenance))
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is to be filled, in a score: bars `first` to `last`, from 1; tracks; and what programs may play."""
+
+    first: int
+    last: int
+    tracks: Mapping[int, float]
+    """The place of each in the score, and its mean pitch."""
+    programs: tuple[int, ...]
+    constraints: Constraints
+
+    @classmethod
+    def read(cls, score: ScoreTick, bars: str | None, tracks: Sequence[str], constraints: Constraints) -> Wanted:
+        """ "5-8" (None: all bars) and tracks by number or instrument, perhaps with settings, as 1:pitch-range=C2-C4.
+
+        An instrument that the score does not have is a new track. No tracks: all.
+
+        Raises:
+            UsageError: bars or a track there is not, or neither bars nor tracks.
+        """
+        for name in SURROUNDED:
+            if getattr(constraints, name) is not None:
+                raise UsageError(f"--{name.replace('_', '-')}: filling in keeps to the piece; name tracks by --track")
+        for control, flag in constraints.controls.items():
+            raise UsageError(f"{flag}: {control.replace('_', ' ')} cannot be asked for in a hole; leave it out")
+        there = sounding_tracks(score)
+        if not there:
+            raise UsageError("the piece has no notes")
+        if bars is None and not tracks:
+            raise UsageError("say what to fill: --bars 5-8, or --track, or both")
+        total = midi.last_bar(score)
+        first, last = (1, total) if bars is None else read_bars(bars)
+        if last > total:
+            raise UsageError(f"--bars {bars}: the piece has {total} bars; go on behind them with musicgpt generate")
+        places: dict[int, float] = {}
+        programs: dict[int, None] = {}
+        settings: list[tuple[int, str]] = []
+        for text in tracks:
+            name, _, rest = text.partition(":")
+            found, ranks = _named(score, there, name.strip())
+            places |= {i: centre(score, i) for i in found}
+            programs |= dict.fromkeys(ranks)
+            settings += [(rank, rest) for rank in ranks if rest]
+        if not tracks:
+            places = {i: centre(score, i) for i in there}
+            programs = dict.fromkeys(rank_of(score.tracks[i]) for i in there)
+        order = sorted(programs)
+        if len([rank for rank in order if rank != DRUMS]) > MAX_INSTRUMENTS:
+            raise UsageError(f"the piece has more than {MAX_INSTRUMENTS} instruments: name by --track which to fill")
+        for rank, _ in settings:
+            if len([i for i in places if rank_of(score.tracks[i]) == rank]) > 1:
+                raise UsageError(
+                    f"--track: more than one of these is {program_name(rank)}, and what a track is told holds for its "
+                    f"instrument: fill one at a time"
+                )
+        held = replace(
+            constraints,
+            instruments=",".join("drums" if rank == DRUMS else str(rank) for rank in order),
+            track=tuple(f"{order.index(rank)}:{rest}" for rank, rest in settings),
+        )
+        return cls(first, last, places, tuple(order), held)
+
+
+def _named(score: ScoreTick, there: list[int], name: str) -> tuple[list[int], list[int]]:
+    """A track by number or instrument -> its places in the score, none if it is new, and its programs."""
+    if name.isdecimal():
+        if int(name) >= len(there):
+            raise UsageError(f"--track {name}: the piece has {len(there)} tracks with notes, counted from 0")
+        return [there[int(name)]], [rank_of(score.tracks[there[int(name)]])]
+    if "," in name:
+        raise UsageError(f"--track {name}: expected one track; repeat --track for others")
+    try:
+        rank = read_instruments(name)[0]
+    except UsageError as error:
+        raise UsageError(str(error).replace("--instruments", "--track")) from error
+    found = [i for i in there if rank_of(score.tracks[i]) == rank]
+    if not found:  # a bass is whichever bass the piece has
+        found = [i for i in there if name.lower() in program_name(rank_of(score.tracks[i])).lower()]
+    if found:
+        return found, list(dict.fromkeys(rank_of(score.tracks[i]) for i in found))
+    if rank != DRUMS and 1 + sum(not track.is_drum for track in score.tracks) > MAX_INSTRUMENTS:
+        raise UsageError(
+            f"--track {name}: no room for a new track; a MIDI file holds {MAX_INSTRUMENTS} beside the drums"
+        )
+    return [], [rank]
+
+
+class Take(NamedTuple):
+    """A piece as far as it is filled."""
+
+    score: ScoreTick
+    tracks: Mapping[int, float]
+    """Those that new notes go to, as in `Wanted`."""
+    notes: tuple[New, ...] = ()
+    n_ids: int = 0
+    log_likelihood: float = 0.0
+    """Of all new ids together."""
+
+
+class Span(NamedTuple):
+    """Bars that are filled at once."""
+
+    first: int
+    bars: int
+
+
+class Filler:
+    """A model that fills holes."""
+
+    def __init__(
+        self, model: GPT, engine: TorchEngine, frames: Frames, sampling: SamplingConfig, report: Report
+    ) -> None:
+        self.model, self.engine, self.frames = model, engine, frames
+        self.sampling, self.report = sampling, report
+        self.trained = frames.tokenizer.has((SUFFIX, PREFIX, MIDDLE))
+        """Whether the vocabulary has the marks of exercises."""
+        self._weighs = (
+            True  # the new ids themselves: where nothing is behind the hole, or they were made with it in view
+        )
+        self._said: set[str] = set()
+
+    def fill(self, score: ScoreTick, wanted: Wanted, count: int, seed: int) -> list[tuple[Take, float]]:
+        """So many takes with their likelihoods, the best first; the same as before only where nothing else came.
+
+        Raises:
+            InputError: bars that the vocabulary cannot write, or no take that came to the end of the hole.
+        """
+        lines = midi.BarLines(score)
+        begin, end = lines.begin(wanted.first), lines.begin(wanted.last + 1)
+        outside, inside = emptied(score, begin, end, wanted.tracks)
+        old = [
+            (rank_of(track), note.pitch, (note.time - begin) / score.ticks_per_quarter)
+            for track in inside.tracks
+            for note in track.notes
+        ]
+        self._weighs = self.trained or self._behind(score, wanted.last + 1) is None
+        needed = count if self.trained else max(count, FEWEST_GUESSES)
+        fresh: list[Take] = []
+        same: list[Take] = []
+        for attempt in range(ATTEMPTS):
+            for take in self._takes(outside, wanted, needed - len(fresh), seed + attempt):
+                (same if _are_same(old, take.notes) else fresh).append(take)
+            if len(fresh) >= needed:
+                break
+        takes = [*fresh, *same][:needed]
+        if not takes:
+            raise InputError("no take came to the end of the hole: ask for less at once (tracks, scale, ranges)")
+        if len(takes) < count:
+            self.report(f"{len(takes)} of {count} takes came to the end of the hole")
+        if len(fresh) < min(count, len(takes)):
+            self.report("what came is the same as what was there, however often it was tried")
+        ranked = [(take, self._likelihood(take, wanted)) for take in takes]
+        return sorted(ranked, key=lambda pair: -pair[1])[:count]
+
+    def _takes(self, outside: ScoreTick, wanted: Wanted, count: int, seed: int) -> list[Take]:
+        takes = [Take(outside, wanted.tracks)]
+        for i, span in enumerate(_spans(outside, wanted)):
+            if i == 0:
+                takes = self._filled(takes[0], span, wanted, count, seed)
+            else:  # each goes on from what it has
+                takes = [new for n, take in enumerate(takes) for new in self._filled(take, span, wanted, 1, seed + n)]
+        return takes
+
+    def _filled(self, take: Take, span: Span, wanted: Wanted, count: int, seed: int) -> list[Take]:
+        """A take with these bars filled, in so many ways, but for those that did not come to their end."""
+        tokenizer, n_positions = self.frames.tokenizer, self.model.config.n_positions
+        room = n_positions - n_positions // 4 - 6 - len(wanted.programs)  # a quarter for what is new
+        frame = self.frames.frame(take.score, span.first, span.bars, max(0, room))
+        assert frame is not None  # there is room where nothing is known of the middle
+        grammar = self._grammar(take.score, frame, span, wanted)
+        for remark in grammar.remarks:
+            if remark not in self._said:
+                self._said.add(remark)
+                self.report(remark)
+        before: list[int] = [tokenizer.bos_id]
+        between: list[int] = []
+        if self.trained:
+            before, between = self.frames.opening(frame, span.bars, wanted.programs)
+        prompt = [*before, *grammar.prompt_ids, *between, *grammar.prelude]
+        window = _Window(self.frames, frame, before, between, len(before) + len(grammar.prompt_ids), n_positions)
+        rows = [Row(grammar) for _ in range(count)]
+        for chosen, states in generate(
+            self.engine,
+            prompt,
+            self.sampling,
+            max_new_tokens=None,
+            seed=seed,
+            num_samples=count,
+            eos_id=tokenizer.eos_id,
+            n_ids=tokenizer.vocab_size,
+            guide=grammar,
+            state=grammar.begin,
+            window=window if between else tokenizer.window,
+            drafts=Drafts(),
+        ):
+            for row, id, state in zip(rows, chosen, states, strict=True):
+                if id is not None:
+                    row.take(id, state, None)
+        lines = midi.BarLines(take.score)
+        hole = lines.begin(wanted.first)
+        offset = (lines.begin(span.first) - hole) / take.score.ticks_per_quarter
+        found = []
+        for row in rows:
+            row.close()
+            if row.stuck or not row.notes:
+                continue
+            ids = row.ids[:-1]  # without EOS
+            new = tuple(
+                New(note.onset_beats + offset, note.duration_beats, note.pitch, note.velocity, note.program)
+                for note in row.notes
+            )
+            score = filled(take.score, hole, lines.begin(span.first + span.bars), new, take.tracks)
+            tracks = {
+                i: take.tracks.get(i, 60.0) for i in (*take.tracks, *range(len(take.score.tracks), len(score.tracks)))
+            }
+            total = log_likelihood(self.model, prompt + ids, len(prompt)) * len(ids) if self._weighs else 0.0
+            found.append(Take(score, tracks, take.notes + new, take.n_ids + len(ids), take.log_likelihood + total))
+        return found
+
+    def _grammar(self, score: ScoreTick, frame: Frame, span: Span, wanted: Wanted) -> Grammar:
+        vocabulary, lines = self.frames.vocabulary, midi.BarLines(score)
+        constraints = wanted.constraints
+        if vocabulary.has_metres:
+            constraints = replace(constraints, time_signature="{}/{}".format(*lines.metre(span.first)))
+        if vocabulary.has_tempos and not frame.prefix:
+            before = [tempo.qpm for tempo in score.tempos if tempo.time <= lines.begin(span.first)]
+            known = [base.value for base in vocabulary.id_of if base.kind == Kind.TEMPO]
+            tempo = min(known, key=lambda value: abs(value - (before[-1] if before else DEFAULT_TEMPO)))
+            constraints = replace(constraints, tempo=str(tempo))
+        done = span.first - wanted.first
+        return Grammar(vocabulary, frame.prefix, constraints, bars=span.bars, ahead=frame.ahead, bars_done=done)
+
+    def _likelihood(self, take: Take, wanted: Wanted) -> float:
+        """By which takes are ranked: see `Filled.likelihood`."""
+        if not self._weighs and (behind := self._behind(take.score, wanted.last + 1)) is not None:
+            ids = [self.frames.tokenizer.bos_id, *behind.prefix, *behind.middle]
+            return log_likelihood(self.model, ids, 1 + len(behind.prefix))
+        return take.log_likelihood / max(1, take.n_ids)
+
+    def _behind(self, score: ScoreTick, first: int) -> Frame | None:
+        """The bars from `first` on as a middle, as far as they are of one metre; None if there are none."""
+        lines = midi.BarLines(score)
+        for bars in range(min(BARS_BEHIND, midi.last_bar(score) - first + 1), 0, -1):
+            outside, inside = emptied(score, lines.begin(first), lines.begin(first + bars), range(len(score.tracks)))
+            if inside.note_num():
+                with suppress(InputError):  # of odd bars
+                    frame = self.frames.frame(outside, first, bars, self.model.config.n_positions - 1, inside)
+                    if frame is not None:
+                        return frame
+        return None
+
+
+class _Window:
+    """Where the context is full: the nearest bars before what is new, with a little of the suffix before them."""
+
+    def __init__(
+        self, frames: Frames, frame: Frame, before: list[int], between: list[int], middle: int, n_positions: int
+    ) -> None:
+        self._tokenizer, self._between = frames.tokenizer, between
+        self._prefix, self._middle = len(before), middle
+        """Where they begin."""
+        suffix = frames.first_bars(frame.suffix, n_positions // 8)
+        self._lead = [*before[:2], *suffix, before[-1]]
+
+    def __call__(self, ids: Sequence[int], first: int) -> tuple[int, list[int]]:
+        if first <= self._prefix:
+            return self._prefix, self._lead
+        start, header = self._tokenizer.window(ids, first)
+        return start, [*self._lead, *header, *(self._between if start > self._middle else ())]
+
+
+def _spans(score: ScoreTick, wanted: Wanted) -> list[Span]:
+    """At most so many bars as exercises have, and all of one metre."""
+    lines = midi.BarLines(score)
+    spans: list[Span] = []
+    for bar in range(wanted.first, wanted.last + 1):
+        if spans and spans[-1].bars < MOST_BARS and lines.metre(bar) == lines.metre(spans[-1].first):
+            spans[-1] = Span(spans[-1].first, spans[-1].bars + 1)
+        else:
+            spans.append(Span(bar, 1))
+    return spans
+
+
+def _are_same(old: Sequence[tuple[int, int, float]], new: Sequence[New]) -> bool:
+    """Whether the same pitches begin at the same times; old ones as (program, pitch, quarter notes)."""
+    now = sorted((note.program, note.pitch, note.onset_beats) for note in new)
+    pairs = list(zip(sorted(old), now, strict=False))
+    return len(old) == len(new) and all(a[:2] == b[:2] and abs(a[2] - b[2]) < SAME_BEATS for a, b in pairs)
