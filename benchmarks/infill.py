@@ -150,8 +150,8 @@ def measure(run: str, given: list[Hole]) -> tuple[dict[str, float], dict[str, di
             continue
         prompts = {"before": [model.tokenizer.bos_id, *frame.prefix]}
         if filler.trained:
-            before, between = frames.opening(frame, hole.bars, wanted.programs)
-            prompts["both sides"] = [*before, *frame.prefix, *between]
+            opening, between = frames.opening(frame, hole.bars, wanted.programs)
+            prompts["both sides"] = [*opening, *frame.prefix, *between]
         there = hole.events(hole.first, hole.bars)
         notes += len(there)
         for name, prompt in prompts.items():
@@ -163,8 +163,9 @@ def measure(run: str, given: list[Hole]) -> tuple[dict[str, float], dict[str, di
             judgements[way].append(judged(hole, [(n.onset_beats, n.program, n.pitch) for n in take.notes]))
         filler.trained = "both sides" in ways
         shift = (begin - hole.lines.begin(max(1, hole.first - hole.bars))) / hole.score.ticks_per_quarter
-        copied = [(onset + shift, *rest) for onset, *rest in hole.events(max(1, hole.first - hole.bars), hole.bars)]
-        judgements["copied"].append(judged(hole, [event for event in copied if event[0] >= 0]))  # type: ignore[misc]
+        before = hole.events(max(1, hole.first - hole.bars), hole.bars)
+        copied = [(onset + shift, program, pitch) for onset, program, pitch in before if onset + shift >= 0]
+        judgements["copied"].append(judged(hole, copied))
         judgements["was there"].append(judged(hole, there))
         print(f"{run}: {number + 1} of {len(given)}", end="\r", file=sys.stderr)
     means = {

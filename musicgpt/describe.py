@@ -129,7 +129,7 @@ def _piece(score: ScoreTick, closing: int | None) -> Description:
     `closing`, the tick at which its last track ends, is where a player begins again; None where there is no such thing.
     """
     tracks = [(track, track.notes.numpy()) for track in score.tracks if len(track.notes)]
-    end = max(int((notes["time"] + notes["duration"]).max()) for _, notes in tracks)
+    end = midi.end_of_notes(score)
     velocities = np.concatenate([notes["velocity"] for _, notes in tracks]).astype(int)
     lines = midi.BarLines(score)
     # some programs write the same one into every track

@@ -347,11 +347,16 @@ class BarLines:
         return sum((min(end, until) - start) * unit / self._whole for start, until, (_, unit) in spans if start < end)
 
 
-def last_bar(score: ScoreTick) -> int:
-    """The bar in which the last note ends, counted from 1; 0 where there is none."""
+def end_of_notes(score: ScoreTick) -> int:
+    """The tick at which the last note ends, whatever pedals and controllers come behind; 0 where there is no note."""
     parts = [track.notes.numpy() for track in score.tracks if len(track.notes)]
-    end = max((int((notes["time"] + notes["duration"]).max()) for notes in parts), default=0)
-    return BarLines(score).bar_at(max(0, end - 1)) if parts else 0
+    return max((int((notes["time"] + notes["duration"]).max()) for notes in parts), default=0)
+
+
+def last_bar(score: ScoreTick) -> int:
+    """The bar in which the last note ends, counted from 1; 0 where there is no note."""
+    end = end_of_notes(score)
+    return BarLines(score).bar_at(end - 1) if end else 0
 
 
 def cut(score: ScoreTick, bars: int) -> tuple[ScoreTick, list[str]]:
@@ -364,9 +369,7 @@ def cut(score: ScoreTick, bars: int) -> tuple[ScoreTick, list[str]]:
         raise InputError(f"the first {bars} bars of the prompt were asked for; expected at least 1")
     parts = [track.notes.numpy() for track in score.tracks if len(track.notes)]
     first = min(int(notes["time"].min()) for notes in parts)
-    end = max(int((notes["time"] + notes["duration"]).max()) for notes in parts)
-    lines = BarLines(score)
-    there = lines.bar_at(end - 1)
+    lines, there = BarLines(score), last_bar(score)
     if bars >= there:
         return score, [f"the prompt has {there} bars; all are used"] if bars > there else []
     last = lines.begin(bars + 1)

@@ -1,4 +1,4 @@
-"""What is asked of a model, what is recorded of that, and the samples that come of it, one row each."""
+"""What is asked of a model, by names, and the samples that come of it, one row each."""
 
 from __future__ import annotations
 

@@ -168,7 +168,7 @@ def train(
         if start is not None and read_json(run / "run.json").get("shards") != shards.manifest["checksums"]:
             raise ShardsError(f"{shards.directory} was prepared anew since {run} was begun: begin again with --force")
         tokenizer = load_tokenizer(shards.directory)
-        longest = shards.manifest["source"].get("infill_ids", 0) if "source" in shards.manifest else 0
+        longest = shards.manifest.get("source", {}).get("infill_ids", 0)
         if longest > config.n_positions and init_from is None:
             raise UsageError(
                 f"the exercises in {shards.directory} are up to {longest:,} ids long, --n-positions is "
