@@ -35,8 +35,8 @@ class Batches:
     """`batches[step]` -> ids and targets of that step, each (batch_size, T) int64.
 
     Ids that are `unscored` are no targets: a BOS that follows an EOS is certain. Where the two are one id it is the
-    end, and is scored. A document whose second id is one of `whole` makes no sense from its middle on: where the cut
-    falls into it, the window begins with it.
+    end, and is scored. A document with one of `whole` behind BOS, or behind the style there, makes no sense from its
+    middle on: where the cut falls into it, the window begins with it.
 
     Raises:
         ValueError: no ids to make windows of.
@@ -111,7 +111,7 @@ class Batches:
         sequence = self.shard.sequence(int(plan.sequences[n]))
         length = len(sequence)
         first = length - (int(plan.ends[n]) - within)
-        if length > 1 and int(sequence[1]) in self.whole:
+        if not self.whole.isdisjoint(sequence[1:3].tolist()):
             return cut - first, np.zeros(0, dtype=np.int64)
         if self.unscored and sequence[-1] != self.eos_id:  # a piece of music whose end is for validation
             sequence = np.append(sequence, self.eos_id)

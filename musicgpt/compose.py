@@ -434,6 +434,9 @@ class Stream:
             max_new_tokens = MAX_NEW_TOKENS
         named = set(signature(Stream).parameters) - {"language_model", "options", "prompt", "num_samples"}
         constraints, self._sampling = read_options(options, {*named, "best_of (not for a stream)"})
+        self._opening = [tokenizer.bos_id]
+        if isinstance(tokenizer, MidiTokenizer):
+            self._opening = tokenizer.opening(constraints.style)
         self._seed = seed
         self._report = report
         self._include_prompt = include_prompt
@@ -493,7 +496,7 @@ class Stream:
         self._model.engine.ready(PATIENCE_SECONDS)
         made = generate(
             self._model.engine,
-            before if alone else [tokenizer.bos_id, *before],
+            before if alone else [*self._opening, *before],
             self._sampling,
             max_new_tokens=self._budget,
             seed=self._seed,
@@ -545,8 +548,7 @@ class Stream:
         made.close()
         if grammar is not None and (made.state.notes == 0 or made.stuck):
             return -math.inf
-        before = [self._model.tokenizer.bos_id]
-        before += [*grammar.prompt_ids, *grammar.prelude] if grammar else self.prompt_ids
+        before = [*self._opening, *([*grammar.prompt_ids, *grammar.prelude] if grammar else self.prompt_ids)]
         return log_likelihood(self._model.model, before + made.ids, len(before), self._model.tokenizer.unscored)
 
     def piece(self, row: int = 0, sample: int = 0) -> Piece:

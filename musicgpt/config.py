@@ -54,6 +54,9 @@ class PrepareConfig:
     )
     vocab_size: int | None = option(None, "learn byte-pair merges up to this many ids (bpe: 4096)")
     controls: bool = option(False, "mark how dense, high, long … the music is, so that it can be asked for (generate)")
+    styles: bool = option(
+        False, "tell training pieces by the folder they are in, each a style that can be asked for (music only)"
+    )
     transpositions: int = option(12, "keys in which each training piece is prepared, the original included")
     dedupe: str = option(
         "exact",

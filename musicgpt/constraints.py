@@ -82,6 +82,7 @@ class Constraints:
     max_polyphony: int | None = option(None, "notes that sound at once, at most")
     max_notes_per_beat: int | None = option(None, "notes that begin within a beat of the metre, at most")
     max_bar_repeats: int | None = option(None, "how often the same bar (onsets and pitches) may come in a row")
+    style: str | None = option(None, "ask for music like that of one folder of the training corpus (prepare --styles)")
     density: str | None = option(None, f"ask for notes a bar: {LEVEL}", metavar="LEVEL")
     polyphony: str | None = option(None, "ask for notes at once, as density", metavar="LEVEL")
     note_length: str | None = option(None, "ask for long or short notes, as density", metavar="LEVEL")
@@ -119,6 +120,7 @@ class Constraints:
             "scale",
             "chords",
             "pitch_range",
+            "style",
             *PER_INSTRUMENT,
             *TOGETHER,
         ):

@@ -15,8 +15,9 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from musicgpt import midi
-from musicgpt.errors import InputError
+from musicgpt.errors import InputError, UsageError
 from musicgpt.files import directory_in_place
+from musicgpt.marks import MOST_STYLES, style_named
 
 HELD_OUT = 0.05
 """Share of documents in each of val and test."""
@@ -118,6 +119,35 @@ def survey(root: Path) -> Survey:
 def file_name(path: Path, root: Path) -> str:
     """How a file is called in the ledger and in messages: relative to the corpus, with forward slashes."""
     return path.name if path == root else path.relative_to(root).as_posix()
+
+
+def style_of(name: str) -> str:
+    """A file's name in a corpus -> its style, the folder of the first level; "" for a file at the top."""
+    folder, inside, _ = name.partition("/")
+    return style_named(folder) if inside else ""
+
+
+def styles_of(root: Path) -> list[str]:
+    """The styles of a corpus: a folder of the first level is one if a file in it is music by its name.
+
+    Raises:
+        UsageError: none, too many, or two folders that would be the same.
+    """
+    folders: dict[str, str] = {}
+    for path in find_files(root):
+        folder, inside, _ = file_name(path, root).partition("/")
+        if not inside or path.suffix.lower() not in midi.SUFFIXES:
+            continue
+        style = style_named(folder)
+        if (same := folders.setdefault(style, folder)) != folder:
+            one, other = sorted((same, folder))
+            raise UsageError(f"--styles: the folders {one} and {other} would both be the style {style}: rename one")
+    if not 1 <= len(folders) <= MOST_STYLES:
+        raise UsageError(
+            f"--styles: {root} has {len(folders) or 'no'} folders with music in them; expected one for each style, "
+            f"at most {MOST_STYLES}"
+        )
+    return sorted(folders)
 
 
 def split_of(fingerprint: str) -> str:

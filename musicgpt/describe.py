@@ -237,6 +237,7 @@ def _tokenizer(path: Path) -> Description:
         base = tokenizer.wrapped.vocab
         learned = range(len(base), tokenizer.vocab_size)
         found |= {
+            "styles": tokenizer.styles,
             "merges": len(learned),
             "tokens_by_type": dict(Counter(token.split("_")[0] for token in base).most_common()),
             "first_merges": [{"id": id, "tokens": _spelled(tokenizer, id)} for id in learned[:8]],
@@ -252,6 +253,7 @@ def _shards(path: Path) -> Description:
         raise InputError(f"{path / MANIFEST} is no manifest of shards ({error}); prepare the corpus again") from error
     ledger = path / "ledger.jsonl"
     return found | {
+        "styles": _part(shards.manifest, "styles"),
         "transpositions": _part(shards.manifest, "source").get("transpositions"),
         "bytes": _bytes(path),
         "tokenizer": _tokenizer_said(path),
@@ -405,7 +407,8 @@ def _tokenizer_said(directory: Path) -> Description | None:
     if not (directory / CONFIG_NAME).is_file():
         return None
     values = read_json(directory / CONFIG_NAME)
-    return {"scheme": values.get("scheme") or values.get("tokenizer_class"), "vocab_size": values.get("vocab_size")}
+    said = {"scheme": values.get("scheme") or values.get("tokenizer_class"), "vocab_size": values.get("vocab_size")}
+    return said | ({"styles": styles} if (styles := _part(values, "styles")) else {})
 
 
 def _text(path: Path) -> Description:

@@ -229,7 +229,8 @@ class Filler:
     def _filled(self, take: Take, span: Span, wanted: Wanted, count: int, seed: int) -> list[Take]:
         """A take with these bars filled, in so many ways, but for those that did not come to their end."""
         tokenizer, n_positions = self.frames.tokenizer, self.model.config.n_positions
-        room = n_positions - n_positions // 4 - 6 - len(wanted.programs)  # a quarter for what is new
+        begin = tokenizer.opening(wanted.constraints.style)
+        room = n_positions - n_positions // 4 - 5 - len(begin) - len(wanted.programs)  # a quarter for what is new
         frame = self.frames.frame(take.score, span.first, span.bars, max(0, room))
         assert frame is not None  # there is room where nothing is known of the middle
         grammar = self._grammar(take.score, frame, span, wanted)
@@ -237,10 +238,10 @@ class Filler:
             if remark not in self._said:
                 self._said.add(remark)
                 self.report(remark)
-        before: list[int] = [tokenizer.bos_id]
-        between: list[int] = []
+        before, between = begin, list[int]()
         if self.trained:
             before, between = self.frames.opening(frame, span.bars, wanted.programs)
+            before = begin + before[1:]
         prompt = [*before, *grammar.prompt_ids, *between, *grammar.prelude]
         window = _Window(self.frames, frame, before, between, len(before) + len(grammar.prompt_ids), n_positions)
         rows = [Row(grammar) for _ in range(count)]
@@ -298,8 +299,8 @@ class Filler:
     def _likelihood(self, take: Take, wanted: Wanted) -> float:
         """By which takes are ranked: see `Filled.likelihood`."""
         if not self._weighs and (behind := self._behind(take.score, wanted.last + 1)) is not None:
-            ids = [self.frames.tokenizer.bos_id, *behind.prefix, *behind.middle]
-            return log_likelihood(self.model, ids, 1 + len(behind.prefix))
+            before = [*self.frames.tokenizer.opening(wanted.constraints.style), *behind.prefix]
+            return log_likelihood(self.model, before + behind.middle, len(before))
         return take.log_likelihood / max(1, take.n_ids)
 
     def _behind(self, score: ScoreTick, first: int) -> Frame | None:
@@ -325,7 +326,7 @@ class _Window:
         self._prefix, self._middle = len(before), middle
         """Where they begin."""
         suffix = frames.first_bars(frame.suffix, n_positions // 8)
-        self._lead = [*before[:2], *suffix, before[-1]]
+        self._lead = [*before[: -1 - len(frame.suffix)], *suffix, before[-1]]
 
     def __call__(self, ids: Sequence[int], first: int) -> tuple[int, list[int]]:
         if first <= self._prefix:

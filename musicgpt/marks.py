@@ -5,6 +5,9 @@ A tokenizer has those that it was made with; `decode` passes over all of them.
 
 from __future__ import annotations
 
+import re
+import unicodedata
+
 TRACKS = tuple(f"Track_{rank}" for rank in range(129))
 """Which instrument the marks behind it are about: programs 0 to 127, drums 128."""
 
@@ -43,6 +46,13 @@ CONTROLS = {
 
 CONTROL_MARKS = (*TRACKS, *(mark for marks in CONTROLS.values() for mark in marks))
 
+STYLE = "Style_"
+"""So begin the marks of styles, which stand right behind BOS; there is one for each folder of the corpus."""
+
+MOST_STYLES = 64
+LONGEST_STYLE = 64
+"""Styles of a tokenizer, and characters of one."""
+
 Levels = dict[tuple[int | None, str], int]
 """What is said of one segment: (program, drums 128, or None for all together; control) -> level, from 0."""
 
@@ -54,6 +64,11 @@ def spelled(levels: Levels) -> list[str]:
         said = [CONTROLS[control][levels[rank, control]] for control in CONTROLS if (rank, control) in levels]
         marks += [TRACKS[rank], *said] if rank is not None and said else said
     return marks
+
+
+def style_named(text: str) -> str:
+    """ "String Quartets" -> "string-quartets": how the folder of a style, or who asks for it, may call it."""
+    return re.sub(r"[\W_]", "-", unicodedata.normalize("NFC", text).lower())[:LONGEST_STYLE]
 
 
 def in_words(control: str, level: int | None) -> str:

@@ -25,10 +25,10 @@ from symusic.core import NoteTickList, ScoreTick, TrackTickList
 
 from musicgpt import midi, render, similarity
 from musicgpt.controls import Bins, measured
-from musicgpt.errors import InputError, TokenizerError
+from musicgpt.errors import InputError, TokenizerError, UsageError
 from musicgpt.fidelity import LOSS_KINDS, Fidelity, counted
 from musicgpt.files import read_json, write_bytes, write_json
-from musicgpt.marks import CONTROL_MARKS, SUFFIX, Levels, spelled
+from musicgpt.marks import CONTROL_MARKS, STYLE, SUFFIX, Levels, spelled, style_named
 from musicgpt.phrases import read_phrase
 from musicgpt.vetting import vetted_config, vetted_merges
 from musicgpt.windows import Windows
@@ -246,6 +246,24 @@ class MidiTokenizer:
         return self._marks.keys() >= set(CONTROL_MARKS)
 
     @property
+    def styles(self) -> dict[str, int]:
+        """The ids of the styles it was made with, by their names."""
+        return {name.removeprefix(STYLE): id for name, id in self._marks.items() if name.startswith(STYLE)}
+
+    def opening(self, style: str | None = None) -> list[int]:
+        """How a sequence begins: BOS, and the style that is asked for. Raises: UsageError: one that there is not."""
+        if style is None:
+            return [self.bos_id]
+        if (id := self.styles.get(style_named(style))) is None:
+            known = ", ".join(self.styles)
+            raise UsageError(
+                f"--style {style}: this model has no such style; it has {known}"
+                if known
+                else f"--style {style}: this model was trained without styles (prepare --styles)"
+            )
+        return [self.bos_id, id]
+
+    @property
     def complete(self) -> bool:
         return self.bins is not None or not self.has_controls
 
@@ -459,6 +477,7 @@ class MidiTokenizer:
                 "tokenizer_class": "MidiTokenizer",
                 "scheme": self.name,
                 "vocab_size": self.vocab_size,
+                **({"styles": self.styles} if self.styles else {}),
                 "note": "load with musicgpt.tokenizer.load_tokenizer; transformers' AutoTokenizer cannot read it",
             },
         )

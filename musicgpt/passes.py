@@ -20,6 +20,9 @@ from musicgpt.infill import frames_of
 from musicgpt.shards import ids_dtype
 from musicgpt.tokenizer import Tokenizer
 
+PLAIN_ONE_IN = 5
+"""Of the training documents of a style, one in so many does not say it, so that it stays optional."""
+
 TRAIN_SHARE = 0.9
 """Where there are too few documents to hold one out, the beginning of each is for training."""
 
@@ -39,6 +42,8 @@ class Job:
     file: int
     path: Path
     wanted: list[tuple[int, str]] = field(default_factory=list)
+    style: int | None = None
+    """Its id, which most training documents of the file have behind BOS."""
 
 
 @dataclass(frozen=True)
@@ -118,18 +123,21 @@ def encode(tokenizer: Tokenizer[Any], rules: Rules, job: Job) -> Iterator[Encode
         return
     for document, split in documents:
         try:
-            yield from _encode(tokenizer, rules, document, split)
+            yield from _encode(tokenizer, rules, document, split, job.style)
         except MusicGPTError as error:
             yield Encoded.refused(str(error))
 
 
-def _encode(tokenizer: Tokenizer[Any], rules: Rules, document: Any, split: str) -> Iterator[Encoded | None]:
+def _encode(
+    tokenizer: Tokenizer[Any], rules: Rules, document: Any, split: str, style: int | None
+) -> Iterator[Encoded | None]:
+    trains = split == "train" or rules.within
     variants, encoded = [document], [tokenizer.encode(document)]
     if rules.max_ids is not None and len(encoded[0]) > rules.max_ids:  # before the time for its transpositions is spent
         reason = f"{len(encoded[0]):,} ids in a document; expected at most {rules.max_ids:,} (--max-document-ids)"
         yield Encoded.refused(reason, too_long=True)
         return
-    if split == "train" or rules.within:
+    if trains:
         variants = tokenizer.variants(document, rules.transpositions)
         for other in variants[1:]:
             yield None
@@ -138,16 +146,19 @@ def _encode(tokenizer: Tokenizer[Any], rules: Rules, document: Any, split: str) 
     end = [] if bos == eos else eos  # where they are one id, the next document's BOS is the end of this one
     cuts = [int(len(ids) * TRAIN_SHARE) if rules.within else len(ids) for ids in encoded]
     parts = [ids[:cut] for ids, cut in zip(encoded, cuts, strict=True)]
-    if rules.controls and (split == "train" or rules.within):
+    if rules.controls and trains:
         parts = [tokenizer.marked(*one) for one in zip(variants, parts, strict=True)]
+    begin = bos
+    if style is not None and trains and int(tokenizer.fingerprint(document), 16) % PLAIN_ONE_IN:
+        begin = [*bos, style]
     if rules.within:
-        lists = {"train": [bos + ids for ids in parts], "val": [bos + encoded[0][cuts[0] :] + end]}
+        lists = {"train": [begin + ids for ids in parts], "val": [bos + encoded[0][cuts[0] :] + end]}
     else:
-        lists = {split: [bos + ids + end for ids in parts]}
+        lists = {split: [begin + ids + end for ids in parts]}
     lengths = {name: [len(ids) for ids in sequences] for name, sequences in lists.items()}
     exercises: list[list[int]] = []
     if split == "train" and rules.infill and not rules.within:
-        for made in _exercises(tokenizer, rules, variants, len(encoded[0])):
+        for made in _exercises(tokenizer, rules, variants, len(encoded[0]), begin):
             yield None
             if made:
                 exercises.append([len(ids) for ids in made])
@@ -159,7 +170,9 @@ def _encode(tokenizer: Tokenizer[Any], rules: Rules, document: Any, split: str) 
     )
 
 
-def _exercises(tokenizer: Any, rules: Rules, variants: list[Any], n_ids: int) -> Iterator[list[list[int]]]:
+def _exercises(
+    tokenizer: Any, rules: Rules, variants: list[Any], n_ids: int, begin: list[int]
+) -> Iterator[list[list[int]]]:
     """Exercises in filling in: as many as that share of the document's ids is, each in every variant, with other holes.
 
     They depend on the document alone.
@@ -167,8 +180,8 @@ def _exercises(tokenizer: Any, rules: Rules, variants: list[Any], n_ids: int) ->
     frames = frames_of(tokenizer)
     random = np.random.default_rng(int(tokenizer.fingerprint(variants[0]), 16))
     for _ in range(int(rules.infill * n_ids / min(n_ids, rules.infill_ids) + random.random())):
-        made = (frames.exercise(variant, rules.infill_ids, random) for variant in variants)
-        yield [ids for ids in made if ids]
+        made = (frames.exercise(variant, rules.infill_ids - len(begin) + 1, random) for variant in variants)
+        yield [begin + ids[1:] for ids in made if ids]
 
 
 def _documents(tokenizer: Tokenizer[Any], job: Job) -> list[tuple[Any, str]]:

@@ -19,7 +19,7 @@ import sqlite3
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Set
+from collections.abc import Iterator, Sequence, Set
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
@@ -29,12 +29,12 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from musicgpt.config import PrepareConfig, Progress, Report, no_progress
-from musicgpt.corpus import file_name, find_files, split_of, survey
+from musicgpt.corpus import file_name, find_files, split_of, style_of, styles_of, survey
 from musicgpt.errors import CheckpointError, InputError, MusicGPTError, ShardsError, TokenizerError, UsageError
 from musicgpt.files import locked, put_in_place, read_json, write_json
 from musicgpt.isolation import Failure, Limits, Pool
 from musicgpt.journal import Document, Journal
-from musicgpt.marks import CONTROL_MARKS, FILL, TRACKS
+from musicgpt.marks import CONTROL_MARKS, FILL, STYLE, TRACKS
 from musicgpt.midi_tokenizer import MidiTokenizer
 from musicgpt.passes import Encoded, Found, Job, Rules, encode, sample, scan
 from musicgpt.shards import FORMAT, MANIFEST, PARTS, SPLITS, IndexWriter, Shards, checksums, ids_dtype, is_shards
@@ -87,7 +87,8 @@ def prepare(
     found = survey(corpus)
     if not found.count:
         raise InputError(f"{corpus} holds no files; expected music in it")
-    tokenizer, vocab_size = make_tokenizer(config, found.suffixes, tokenizer)
+    styles = styles_of(corpus) if config.styles else []
+    tokenizer, vocab_size = make_tokenizer(config, found.suffixes, tokenizer, styles)
     if config.dedupe == "transposed" and not tokenizer.compares:
         raise UsageError("--dedupe transposed compares music; of text only exact copies are known: leave it out")
     max_ids = config.max_document_ids or tokenizer.max_document_ids
@@ -104,6 +105,8 @@ def prepare(
     }
     if config.infill:
         source |= {"infill": config.infill, "infill_ids": config.infill_ids}
+    if config.styles:
+        source |= {"styles": config.styles}
     folder = out.with_name(f".{out.name}.musicgpt-prepare")
     if (shards := _made_from(out, source)) is not None:
         if folder.exists():  # the last one died just before it removed it
@@ -130,7 +133,7 @@ def prepare(
                 raise InputError("--infill: of fewer than three pieces no exercises are made; leave it out")
             if vocab_size is not None or not tokenizer.complete:
                 tokenizer = work.learn(tokenizer, rules, vocab_size)
-            work.encode(tokenizer, rules)
+            work.encode(tokenizer, rules, styled=config.styles)
         except MusicGPTError as error:
             if error.__cause__ is None:  # nor the disk, nor a process that did not start: the same would end the same
                 stack.close()
@@ -144,6 +147,7 @@ def prepare(
             "eos_id": tokenizer.eos_id,
             "split_within_documents": rules.within,
             "splits": splits,
+            **({"styles": work.count_styles(styles)} if styles else {}),
             "source": source,
             "checksums": checksums(shards_folder),
         }
@@ -230,11 +234,15 @@ class Preparation:
             if total >= SAMPLE_IDS:
                 return
 
-    def encode(self, tokenizer: Tokenizer[Any], rules: Rules) -> None:
+    def encode(self, tokenizer: Tokenizer[Any], rules: Rules, *, styled: bool) -> None:
         """Append the ids of each document to the file of its split, in the order of the documents."""
+        ids = tokenizer.styles if styled and isinstance(tokenizer, MidiTokenizer) else {}
         with ExitStack() as stack:
             files = self._open_ids(tokenizer, stack)
-            jobs = (Job(file, self._path(name), wanted) for file, name, wanted in self.journal.unencoded())
+            jobs = (
+                Job(file, self._path(name), wanted, ids.get(style_of(os.fsdecode(name))))
+                for file, name, wanted in self.journal.unencoded()
+            )
             results = self.pool.map(partial(encode, tokenizer, rules), jobs, ordered=True)
             for job, parts in self.progress(results, self.journal.count_unencoded(), "encoding"):
                 if isinstance(parts, Failure):
@@ -294,6 +302,14 @@ class Preparation:
                             ids_of_originals=lengths[0],
                         )
         return {split: {key: _tidy(value) for key, value in total.items()} for split, total in totals.items()}
+
+    def count_styles(self, styles: Sequence[str]) -> dict[str, int]:
+        """How many training documents each style has, whether they say it or not."""
+        found = Counter(dict.fromkeys(styles, 0))
+        for name, _, documents in self.journal.ledger():
+            if (style := style_of(os.fsdecode(name))) in found:
+                found[style] += sum("train" in document.outcome.lengths for document in documents if document.outcome)
+        return dict(found)
 
     def _path(self, name: bytes) -> Path:
         return self.corpus if self.corpus.is_file() else self.corpus / os.fsdecode(name)
@@ -383,7 +399,7 @@ def _made_from(out: Path, source: dict[str, Any]) -> Shards | None:
 
 
 def make_tokenizer(
-    config: PrepareConfig, suffixes: Set[str], given: Tokenizer[Any] | None = None
+    config: PrepareConfig, suffixes: Set[str], given: Tokenizer[Any] | None = None, styles: Sequence[str] = ()
 ) -> tuple[Tokenizer[Any], int | None]:
     """The one given, or a tokenizer by name or out of a directory; and how many ids it has to learn, if any.
 
@@ -392,10 +408,10 @@ def make_tokenizer(
     """
     name = config.tokenizer or default_name(suffixes, config.kind)
     wanted = [*((*FILL, *TRACKS) if config.infill else ()), *(CONTROL_MARKS if config.controls else ())]
-    marks = list(dict.fromkeys(wanted))
+    marks = [*dict.fromkeys(wanted), *(STYLE + style for style in styles)]
     if given is not None or not Path(name).is_dir():
         tokenizer = given or new_tokenizer(name, marks)
-        _check_marks(config, tokenizer, name)
+        _check_marks(config, tokenizer, name, styles)
         return tokenizer, config.vocab_size or tokenizer.default_vocab_size
     from musicgpt.checkpoint import resolve_checkpoint  # which brings torch
 
@@ -403,7 +419,7 @@ def make_tokenizer(
     with suppress(CheckpointError):  # a run means its best checkpoint
         directory = resolve_checkpoint(directory)
     tokenizer = load_tokenizer(directory)
-    _check_marks(config, tokenizer, name)
+    _check_marks(config, tokenizer, name, styles)
     if config.vocab_size not in (None, tokenizer.vocab_size):
         raise TokenizerError(
             f"{name} has {tokenizer.vocab_size} ids and --vocab-size asks for {config.vocab_size}: "
@@ -412,7 +428,7 @@ def make_tokenizer(
     return tokenizer, None
 
 
-def _check_marks(config: PrepareConfig, tokenizer: Tokenizer[Any], name: str) -> None:
+def _check_marks(config: PrepareConfig, tokenizer: Tokenizer[Any], name: str, styles: Sequence[str]) -> None:
     if config.infill and not (isinstance(tokenizer, MidiTokenizer) and tokenizer.has((*FILL, *TRACKS))):
         raise TokenizerError(
             f"--infill: the tokenizer {name} has no marks for filling in; expected a scheme of music, or a "
@@ -422,6 +438,12 @@ def _check_marks(config: PrepareConfig, tokenizer: Tokenizer[Any], name: str) ->
         raise TokenizerError(
             f"--controls: the tokenizer {name} has no marks for them; expected a scheme of music, or a directory that "
             f"was prepared with --controls"
+        )
+    known = tokenizer.styles if isinstance(tokenizer, MidiTokenizer) else {}
+    if missing := [style for style in styles if style not in known]:
+        raise TokenizerError(
+            f"--styles: the tokenizer {name} has no style {missing[0]}; it has {', '.join(known) or 'none'}: "
+            f"leave that folder out, or name a scheme of music"
         )
 
 
@@ -482,5 +504,7 @@ def _summary(ledger: Path, manifest: dict[str, Any]) -> Iterator[str]:
         exercises = f", exercises in filling in {total['exercises']:,}" if total["exercises"] else ""
         documents = total["documents"] - total["exercises"]
         yield f"{split}: documents {documents:,}{exercises}, ids {total['ids_of_originals']:,}{variants}"
+    if "styles" in manifest:
+        yield "training documents by style: " + ", ".join(f"{style} {n:,}" for style, n in manifest["styles"].items())
     lost = ", ".join(f"{count:,} {kind.replace('_', ' ')}" for kind, count in losses.items() if count)
     yield f"did not fit the vocabulary: {lost or 'nothing'}; every file is in {ledger}"

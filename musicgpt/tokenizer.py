@@ -63,7 +63,7 @@ class Tokenizer(Protocol[D]):
 
     @property
     def whole(self) -> frozenset[int]:
-        """The ids that, right behind BOS, begin a document which is learned from its beginning only."""
+        """The ids that, behind BOS or BOS and a style, begin a document which is learned from its beginning only."""
 
     @property
     def has_controls(self) -> bool:
@@ -173,7 +173,8 @@ def new_tokenizer(name: str, marks: Sequence[str] = ()) -> Tokenizer[Any]:
         return MidiTokenizer.new(name, marks)
     if marks:
         raise TokenizerError(
-            f"the tokenizer {name} has no marks: --infill and --controls are for remi, tsd, midilike, structured"
+            f"the tokenizer {name} has no marks: --infill, --controls and --styles are for remi, tsd, midilike, "
+            f"structured"
         )
     if name.lower() == GridTokenizer.name:
         return GridTokenizer()

@@ -2,7 +2,7 @@
 
 A window cut anywhere would begin within a note, in no metre, tempo or program. One that begins at a bar line, with
 the header found here before it, decodes to the notes of the whole sequence from that line on. What the header says is
-in base ids, which every vocabulary has:
+in base ids, which every vocabulary has, behind the style of the sequence, if it has one:
 
 REMI                  Tempo, Program; a window begins with a Bar token, and each bar states its metre
 TSD, MIDI-Like        TimeSig, Tempo, notes that sound on (MIDI-Like), the time from line to event, Program
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from musicgpt.marks import PREFIX, SUFFIX
+from musicgpt.marks import PREFIX, STYLE, SUFFIX
 
 if TYPE_CHECKING:
     import miditok
@@ -63,7 +63,10 @@ class Windows:
         found = find(tables, ids[begin:end], first - begin) if first < end else None
         if found is None:
             return end if end < len(ids) else first, []
-        return begin + found[0], found[1]
+        start, header = found
+        if start and tables.style[ids[begin]]:
+            header = [int(ids[begin]), *header]
+        return begin + start, header
 
     def reached(self, ids: Sequence[int], ticks: Sequence[int]) -> list[int]:
         """Ids, and rising ticks (of `time_division` a quarter) that are bar lines -> where the music of each begins.
@@ -103,6 +106,7 @@ class _Tables:
         # by id
         ends = {"BOS_None", "EOS_None", SUFFIX, PREFIX}
         self.ends = np.array([not ends.isdisjoint(spelled) for spelled in expansions])
+        self.style = np.array([spelled[:1] != () and spelled[0].startswith(STYLE) for spelled in expansions])
         self.bar = np.array([spelled[:1] == ("Bar_None",) for spelled in expansions])
         self.tempo = np.array([_last(spelled, "Tempo_", single) for spelled in expansions])
         self.program = np.array([_last(spelled, "Program_", single) for spelled in expansions])
