@@ -17,7 +17,6 @@ from musicgpt import __version__
 from musicgpt.config import WEIGHT_KINDS, PrepareConfig, TrainConfig, flag
 from musicgpt.constraints import SURROUNDED, Constraints, read_bars
 from musicgpt.errors import MusicGPTError, UsageError
-from musicgpt.marks import PER_INSTRUMENT, TOGETHER
 from musicgpt.sampling import SamplingConfig
 
 A = TypeVar("A")
@@ -143,6 +142,7 @@ def make_parser() -> Parser:
     piece = infill.add_argument_group("what is asked for", argument_default=argparse.SUPPRESS)
     piece.add_argument("--bars", metavar="A-B", help="which bars, counted from 1, as 5-8 (all)")
     piece.add_argument("--num-samples", metavar="N", type=int, help="so many takes, the likeliest first (1)")
+    piece.add_argument("--keep", choices=("best",), help="of those, the one nearest to the controls asked for")
     piece.add_argument("--seed", metavar="N", type=int, help="another number, another result (0)")
     choice = infill.add_argument_group("how ids are chosen", argument_default=argparse.SUPPRESS)
     _add_fields(choice, SamplingConfig)
@@ -155,9 +155,7 @@ def make_parser() -> Parser:
         help="a track to fill, by its number in inspect (from 0) or its instrument, which may be new; with what "
         "holds for it, as 1:pitch-range=C2-C4 (repeat it for others; all)",
     )
-    _add_fields(
-        keeps, Constraints, leave_out=(*SURROUNDED, *PER_INSTRUMENT, *TOGETHER, "bars_left", "control", "track")
-    )
+    _add_fields(keeps, Constraints, leave_out=(*SURROUNDED, "bars_left", "track"))
 
     render = _verb(verbs, "render", _render, "turn a piece into sound (.wav) or a piano roll (.png, .svg)")
     render.add_argument("piece", metavar="MIDI", type=Path, help="a file of music")
@@ -365,7 +363,8 @@ def _infill(options: argparse.Namespace) -> None:
     asked = {name: value for name, value in vars(options).items() if name not in others}
     if "bars" in asked:
         read_bars(asked["bars"])  # what cannot be read is said before a model is loaded
-    paths = _outputs(options.out or Path("out.mid"), ".mid", asked.get("num_samples", 1), options.force)
+    num_samples = 1 if "keep" in asked else asked.get("num_samples", 1)
+    paths = _outputs(options.out or Path("out.mid"), ".mid", num_samples, options.force)
     with _kept():
         from musicgpt.compose import load
 
@@ -373,6 +372,8 @@ def _infill(options: argparse.Namespace) -> None:
     tracks = getattr(options, "track", [])
     for filled, path in zip(model.infill(options.piece, tracks=tracks, report=_report, **asked), paths, strict=False):
         filled.save(path)
+        for line in filled.answers:
+            _report(line)
         print(path)
 
 

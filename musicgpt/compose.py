@@ -23,7 +23,6 @@ from symusic.core import ScoreTick
 from musicgpt import __version__, checkpoint, midi
 from musicgpt.config import Report
 from musicgpt.constraints import Constraints, program_name
-from musicgpt.controls import distance
 from musicgpt.cpu_engine import CpuEngine
 from musicgpt.drafts import Drafts
 from musicgpt.engine import TorchEngine
@@ -34,12 +33,12 @@ from musicgpt.grammar import MAX_INSTRUMENTS, Grammar
 from musicgpt.grid_tokenizer import IDS_PER_BAR, GridTokenizer
 from musicgpt.infill import Frames, rank_of
 from musicgpt.int8 import is_int8
-from musicgpt.marks import Levels, in_words
+from musicgpt.marks import Levels
 from musicgpt.midi_tokenizer import MidiTokenizer
 from musicgpt.model import GPT
 from musicgpt.phrases import read_phrase
 from musicgpt.provenance import provenance_text, read_provenance
-from musicgpt.request import Row, read_options
+from musicgpt.request import Answer, Row, check_keep, read_options
 from musicgpt.tasks import TASKS, first_sentences
 from musicgpt.tokenizer import Tokenizer
 from musicgpt.vocabulary import Vocabulary
@@ -61,7 +60,7 @@ Prompt = str | Path | Sequence[int] | Any
 
 
 @dataclass(frozen=True)
-class Piece:
+class Piece(Answer):
     """One result: the ids of the prompt and those behind it, and both, or the new part alone, as a document."""
 
     prompt_ids: list[int]
@@ -77,9 +76,7 @@ class Piece:
     guessed: tuple[int, int] = (0, 0)
     """How many ids were guessed ahead, to save passes of the model, and how many of them came true."""
     asked: list[Levels] = field(default_factory=list)
-    """The controls asked of each segment of the new music, if any were."""
     controls: list[Levels] = field(default_factory=list)
-    """What they became: all that can be measured there, in the same levels."""
 
     @property
     def ids(self) -> list[int]:
@@ -97,24 +94,6 @@ class Piece:
     def score(self) -> Any:
         """The `symusic.Score` of a piece of music."""
         return self.document
-
-    @property
-    def distance(self) -> float:
-        """How far it is from the controls asked for, in levels: from 0 to 4."""
-        return distance(self.asked, self.controls)
-
-    @property
-    def answers(self) -> list[str]:
-        """A line for each control asked for: what was asked, segment by segment, and what it became."""
-        lines = []
-        for rank, control in dict.fromkeys(key for levels in self.asked for key in levels):
-            asked, made = (
-                ", ".join(in_words(control, levels.get((rank, control))) for levels in side)
-                for side in (self.asked, self.controls)
-            )
-            whose = "" if rank is None else f" of {program_name(rank)}"
-            lines.append(f"{control.replace('_', ' ')}{whose}: asked {asked}; made {made}")
-        return lines
 
     def _repr_html_(self) -> str:
         boundary = self.boundary if self.include_prompt and self.prompt_ids else None
@@ -200,13 +179,12 @@ class LanguageModel:
         """
         if not 1 <= best_of <= MAX_SAMPLES:
             raise UsageError(f"best_of {best_of}: expected at least 1, at most {MAX_SAMPLES:,}")
-        if keep not in (None, "best") or (keep and best_of > 1):
-            raise UsageError(f"keep {keep!r}: expected best, and no best_of, which keeps the likeliest")
+        if keep and best_of > 1:
+            raise UsageError("keep and best_of, which keeps the likeliest: expected one of them")
         stream = Stream(self, prompt, num_samples=num_samples * best_of, report=report, **options)
         stream.settings["best_of"] = best_of
+        check_keep(keep, stream.grammar.constraints if stream.grammar else None)
         if keep is not None:
-            if stream.grammar is None or not stream.grammar.constraints.controls:
-                raise UsageError("--keep best goes by the controls asked for, and there are none; --best-of needs none")
             stream.settings["keep"] = keep
         for _ in stream.steps():
             pass
@@ -240,6 +218,7 @@ class LanguageModel:
         tracks: Sequence[str] = (),
         *,
         num_samples: int = 1,
+        keep: str | None = None,
         seed: int = 0,
         report: Report = lambda text: None,
         **options: Any,
@@ -247,16 +226,18 @@ class LanguageModel:
         """Fill bars of a piece ("5-8", counted from 1; None: all) in `num_samples` ways, the best first.
 
         `tracks`: numbers from 0, of those that have notes, or instruments, which may be new; none: all tracks. A track
-        may have settings, as "1:pitch-range=C2-C4". What is not filled stays as it is, note for note. The fields of
-        `Constraints` and `SamplingConfig` are options as in `generate_many`, but for tempo, time signature and
-        instruments. A piece is a file, a phrase, ABC, or a Score.
+        may have settings, as "1:pitch-range=C2-C4". What is not filled stays as it is, note for note. `keep`: "best"
+        gives one take, that which is nearest to the controls asked for. The fields of `Constraints` and
+        `SamplingConfig` are options as in `generate_many`, but for tempo, time signature, instruments and bars_left;
+        new bars are those of the hole, counted from 1. A piece is a file, a phrase, ABC, or a Score.
 
         Raises:
             InputError: the piece cannot be read, or these bars cannot be written; nothing fits what was asked.
             UsageError: bars or tracks there are not, or something this tokenizer cannot express.
             TypeError: an option there is not.
         """
-        constraints, sampling = read_options(options, ("bars", "tracks", "num_samples", "seed", "report"))
+        constraints, sampling = read_options(options, ("bars", "tracks", "num_samples", "keep", "seed", "report"))
+        check_keep(keep, constraints)
         for name, value, least, most in (("num_samples", num_samples, 1, MAX_SAMPLES), ("seed", seed, 0, 2**63)):
             if not isinstance(value, int) or not least <= value <= most:
                 raise UsageError(f"{name} {value!r}: expected at least {least}, at most {most:,}")
@@ -276,7 +257,8 @@ class LanguageModel:
             report(f"more than {MAX_INSTRUMENTS} tracks beside the drums share channels: some may sound as others")
         frames = Frames(self.midi_tokenizer, self.vocabulary)
         self.engine.ready(PATIENCE_SECONDS)
-        takes = Filler(self.model, self.engine, frames, sampling, report).fill(score, wanted, num_samples, seed)
+        filler = Filler(self.model, self.engine, frames, sampling, report)
+        takes = filler.fill(score, wanted, num_samples, seed)
         asked = {"bars": [wanted.first, wanted.last], "track": list(tracks)}
         made = {
             "version": __version__,
@@ -288,10 +270,18 @@ class LanguageModel:
             "num_samples": num_samples,
             **self.hashes,
         }
-        return [
-            Filled(take.score, take.notes, likelihood, {**made, "sample": i})
+        found = [
+            Filled(
+                take.score,
+                take.notes,
+                likelihood,
+                {**made, "sample": i},
+                list(take.asked),
+                filler.controls(take, wanted),
+            )
             for i, (take, likelihood) in enumerate(takes, 1)
         ]
+        return [min(found, key=lambda filled: filled.distance)] if keep else found
 
     def replay(self, path: str | Path, report: Report = lambda text: None) -> Piece:
         """Make a piece again from what its file says of itself: the same bytes, on the same machine and versions.

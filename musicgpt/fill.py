@@ -9,9 +9,10 @@ is not in the hole stays note for note, what rings into it from before too; no n
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,10 +27,10 @@ from musicgpt.errors import InputError, UsageError
 from musicgpt.generate import generate, log_likelihood
 from musicgpt.grammar import MAX_INSTRUMENTS, Grammar
 from musicgpt.infill import Frame, Frames, New, centre, emptied, filled, rank_of, sounding_tracks
-from musicgpt.marks import MIDDLE, MOST_BARS, PREFIX, SUFFIX
+from musicgpt.marks import MIDDLE, MOST_BARS, PREFIX, SEGMENT_BARS, SUFFIX, Levels
 from musicgpt.model import GPT
 from musicgpt.provenance import provenance_text
-from musicgpt.request import Row
+from musicgpt.request import Answer, Row
 from musicgpt.sampling import SamplingConfig
 from musicgpt.state import DEFAULT_TEMPO
 from musicgpt.vocabulary import Kind
@@ -48,7 +49,7 @@ SAME_BEATS = 1 / 12
 
 
 @dataclass(frozen=True)
-class Filled:
+class Filled(Answer):
     """A piece whose hole was filled, and beside it what is new."""
 
     score: ScoreTick
@@ -57,6 +58,8 @@ class Filled:
     """By which takes are ranked: the mean log-probability, in nats, of the new ids, both sides given; of a model that
     was not trained to fill in, that of the ids of the bars behind the hole, all before given."""
     provenance: dict[str, Any]
+    asked: list[Levels] = field(default_factory=list)
+    controls: list[Levels] = field(default_factory=list)
 
     def save(self, path: str | Path) -> None:
         """Raises: InputError: the file cannot be written."""
@@ -86,8 +89,8 @@ class Wanted:
         for name in SURROUNDED:
             if getattr(constraints, name) is not None:
                 raise UsageError(f"--{name.replace('_', '-')}: filling in keeps to the piece; name tracks by --track")
-        for control, flag in constraints.controls.items():
-            raise UsageError(f"{flag}: {control.replace('_', ' ')} cannot be asked for in a hole; leave it out")
+        if constraints.bars_left:
+            raise UsageError("--bars-left: behind what is filled in the piece goes on; leave it out")
         there = sounding_tracks(score)
         if not there:
             raise UsageError("the piece has no notes")
@@ -118,8 +121,17 @@ class Wanted:
                     f"--track: more than one of these is {program_name(rank)}, and what a track is told holds for its "
                     f"instrument: fill one at a time"
                 )
+
+        def program_of(match: re.Match[str]) -> str:
+            """A track of the piece, of which a control tells -> its place among the programs."""
+            _, ranks = _named(score, there, match[1])
+            if missing := [rank for rank in ranks if rank not in programs]:
+                raise UsageError(f"--control …{match[0]}: {program_name(missing[0])} is not filled; name it by --track")
+            return f"track={order.index(ranks[0])}"
+
         held = replace(
             constraints,
+            control=tuple(re.sub(r"(?<=[:;])track=([^;]*)", program_of, text) for text in constraints.control),
             instruments=",".join("drums" if rank == DRUMS else str(rank) for rank in order),
             track=tuple(f"{order.index(rank)}:{rest}" for rank, rest in settings),
         )
@@ -159,7 +171,9 @@ class Take(NamedTuple):
     notes: tuple[New, ...] = ()
     n_ids: int = 0
     log_likelihood: float = 0.0
-    """Of all new ids together."""
+    """Of all new ids together; marks of controls, which were said to the model, are none of them."""
+    asked: Sequence[Levels] = ()
+    """By controls, of each segment of the hole."""
 
 
 class Span(NamedTuple):
@@ -265,6 +279,8 @@ class Filler:
         lines = midi.BarLines(take.score)
         hole = lines.begin(wanted.first)
         offset = (lines.begin(span.first) - hole) / take.score.ticks_per_quarter
+        segments = -(-(wanted.last - wanted.first + 1) // SEGMENT_BARS) if wanted.constraints.controls else 0
+        asked = [grammar.levels(segment) for segment in range(segments)]
         found = []
         for row in rows:
             row.close()
@@ -279,9 +295,19 @@ class Filler:
             tracks = {
                 i: take.tracks.get(i, 60.0) for i in (*take.tracks, *range(len(take.score.tracks), len(score.tracks)))
             }
-            total = log_likelihood(self.model, prompt + ids, len(prompt)) * len(ids) if self._weighs else 0.0
-            found.append(Take(score, tracks, take.notes + new, take.n_ids + len(ids), take.log_likelihood + total))
+            given = tokenizer.unscored
+            n_ids = sum(id not in given for id in ids)
+            total = log_likelihood(self.model, prompt + ids, len(prompt), given) * n_ids if self._weighs else 0.0
+            found.append(Take(score, tracks, take.notes + new, take.n_ids + n_ids, take.log_likelihood + total, asked))
         return found
+
+    def controls(self, take: Take, wanted: Wanted) -> list[Levels]:
+        """What became of the controls asked for: see `Filled.controls`."""
+        if not take.asked:
+            return []
+        lines = midi.BarLines(take.score)
+        hole = lines.begin(wanted.first), lines.begin(wanted.last + 1)
+        return self.frames.levels(emptied(take.score, *hole, take.tracks)[1], *hole)
 
     def _grammar(self, score: ScoreTick, frame: Frame, span: Span, wanted: Wanted) -> Grammar:
         vocabulary, lines = self.frames.vocabulary, midi.BarLines(score)
@@ -293,8 +319,16 @@ class Filler:
             known = [base.value for base in vocabulary.id_of if base.kind == Kind.TEMPO]
             tempo = min(known, key=lambda value: abs(value - (before[-1] if before else DEFAULT_TEMPO)))
             constraints = replace(constraints, tempo=str(tempo))
-        done = span.first - wanted.first
-        return Grammar(vocabulary, frame.prefix, constraints, bars=span.bars, ahead=frame.ahead, bars_done=done)
+        done, later = span.first - wanted.first, wanted.last + 1 - span.first - span.bars
+        return Grammar(
+            vocabulary,
+            frame.prefix,
+            constraints,
+            bars=span.bars,
+            ahead=frame.ahead,
+            bars_done=done,
+            bars_later=later,
+        )
 
     def _likelihood(self, take: Take, wanted: Wanted) -> float:
         """By which takes are ranked: see `Filled.likelihood`."""

@@ -56,7 +56,8 @@ class Grammar:
     """The grammar of what may follow one prompt (ids without BOS).
 
     The new music begins on the bar line behind which hardly anything of the prompt rings on; with `ahead` on that many
-    lines behind the end of the prompt, whatever rings on. `bars_done` of what was asked for are in the prompt already.
+    lines behind the end of the prompt, whatever rings on. `bars_done` of what was asked for are in the prompt already,
+    and `bars_later` come behind the `bars` that are made now.
 
     Raises:
         UsageError: a constraint that this tokenizer cannot express.
@@ -73,12 +74,14 @@ class Grammar:
         seconds: float | None = None,
         ahead: int | None = None,
         bars_done: int = 0,
+        bars_later: int = 0,
     ) -> None:
         self.vocabulary = vocabulary
         self.constraints = constraints or Constraints()
         self.remarks: list[str] = []
         self.bars, self.seconds = bars, seconds
         self._ahead, self._bars_done = ahead, bars_done
+        self._all_bars = None if bars is None else bars_done + bars + bars_later
         self.first_bar = 0
         """Of the new music."""
         self.last_bar: int | None = None
@@ -195,11 +198,12 @@ class Grammar:
                     f"{flag}: this model knows no {control.replace('_', ' ')} that could be asked for; expected one "
                     f"trained on what prepare --controls made"
                 )
-        if self.bars is None and asked.bars_left:
+        total = self._all_bars
+        if total is None and asked.bars_left:
             raise UsageError("--bars-left: of how many? add --bars")
-        if self.bars is not None and asked.last_bar > self.bars:
-            raise UsageError(f"--control bars=…-{asked.last_bar}: there will be {self.bars} new bars")
-        self.remarks += asked.widened(self.bars)
+        if total is not None and asked.last_bar > total:
+            raise UsageError(f"--control bars=…-{asked.last_bar}: there will be {total} new bars, counted from 1")
+        self.remarks += asked.widened(total)
         changes = [(bars[0] - 1, bars[1]) for *_, bars in asked.asked if bars]
         for first in sorted({0, *(bar for both in changes for bar in both)}):
             for (rank, control), level in self._wanted(first // SEGMENT_BARS).items():
@@ -219,8 +223,8 @@ class Grammar:
     def _wanted(self, segment: int) -> Levels:
         first = segment * SEGMENT_BARS + 1
         levels = self.constraints.levels(first, first + SEGMENT_BARS - 1, self._spoken_of)
-        if self.constraints.bars_left and self.bars is not None:
-            levels[None, "bars_left"] = min(self.bars - first + 1, MOST_BARS_LEFT) - 1
+        if self.constraints.bars_left and self._all_bars is not None:
+            levels[None, "bars_left"] = min(self._all_bars - first + 1, MOST_BARS_LEFT) - 1
         return levels
 
     def _harmonize(self, pitches: np.ndarray) -> None:
@@ -360,7 +364,9 @@ class Grammar:
         if self.bars is not None:
             self.last_bar = begin_bar + self.bars
         state = self.reader.begin(state, self.boundary)
-        return ids, state._replace(owed=self._marks(0)) if state.bar == begin_bar else state
+        if state.bar == begin_bar:
+            state = state._replace(owed=self._marks(self._bars_done // SEGMENT_BARS))
+        return ids, state
 
     def _restated(self, state: State) -> tuple[State, list[Base]]:
         """Take the last moment off the prompt, which ends on the bar line: tempo and metre come first in a moment."""

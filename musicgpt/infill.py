@@ -6,7 +6,8 @@
 
 The suffix comes first, so that the middle goes on where the prefix stops: it begins with a bar line and ends with the
 one behind the hole. Tempo and metre belong to what stands around a hole; what is filled in is notes. Both sides are cut
-to the bars nearest to the hole, the suffix to half of the room.
+to the bars nearest to the hole, the suffix to half of the room. Marks of controls stand in the middle where a document
+has them, segments counted from the first bar of the hole; they tell of the notes that are filled in alone.
 
 Source: filling in by moving the middle to the end, Bavarian et al. 2022.
 """
@@ -25,7 +26,7 @@ from symusic.core import NoteTick, NoteTickList, ScoreTick, TrackTick
 from musicgpt import midi
 from musicgpt.constraints import DRUMS
 from musicgpt.errors import InputError
-from musicgpt.marks import MIDDLE, PREFIX, SUFFIX, TRACKS
+from musicgpt.marks import MIDDLE, PREFIX, SEGMENT_BARS, SUFFIX, TRACKS, Levels
 from musicgpt.midi_tokenizer import MidiTokenizer
 from musicgpt.state import Reader
 from musicgpt.vocabulary import Kind, Vocabulary
@@ -153,11 +154,13 @@ class Frames:
         asked = [mark(f"FillBars_{bars}"), *(mark(TRACKS[program]) for program in sorted(programs))]
         return [self.tokenizer.bos_id, mark(SUFFIX), *frame.suffix, mark(PREFIX)], [mark(MIDDLE), *asked]
 
-    def exercise(self, score: ScoreTick, room: int, random: np.random.Generator) -> list[int]:
+    def exercise(
+        self, score: ScoreTick, room: int, random: np.random.Generator, *, controls: bool = False
+    ) -> list[int]:
         """One of at most `room` ids, with BOS and EOS; empty where no hole was found that makes one.
 
         Half of the holes are in all tracks, a quarter in some of them, a quarter in one that is not there behind the
-        hole, and half of the time not before it.
+        hole, and half of the time not before it. With `controls`, marks tell of what is in it.
         """
         tracks = sounding_tracks(score)
         lines = midi.BarLines(score)
@@ -180,14 +183,37 @@ class Frames:
             if not inside.note_num() or not outside.note_num():
                 continue
             programs = {rank_of(score.tracks[i]) for i in chosen}
+            said = self.tokenizer.said(self.levels(inside, begin, end), random) if controls else []
             try:
-                frame = self.frame(outside, first, bars, room - 6 - len(programs), inside)
+                frame = self.frame(outside, first, bars, room - 6 - len(programs) - sum(map(len, said)), inside)
             except InputError:  # of odd bars, or of what miditok cannot write
                 continue
             if frame is not None:
                 before, between = self.opening(frame, bars, programs)
-                return [*before, *frame.prefix, *between, *frame.middle, self.tokenizer.eos_id]
+                middle = self._marked(frame, lines.metre(first), said)
+                return [*before, *frame.prefix, *between, *middle, self.tokenizer.eos_id]
         return []
+
+    def levels(self, inside: ScoreTick, begin: int, end: int) -> list[Levels]:
+        """What marks say of each segment of a hole, counted from its first bar line; `inside` has nothing else.
+
+        Of what rings on behind it no more than is in it; and not how many bars are left, as the piece goes on.
+        """
+        hole = midi.from_tick(inside, begin)
+        for track in hole.tracks:
+            for note in track.notes:
+                note.duration = min(note.duration, end - begin - note.time)
+        found = self.tokenizer.levels(hole, 0, (end - begin) / hole.ticks_per_quarter)
+        return [{key: level for key, level in levels.items() if key[1] != "bars_left"} for levels in found]
+
+    def _marked(self, frame: Frame, metre: tuple[int, int], said: Sequence[list[int]]) -> list[int]:
+        """The middle, with what is said of each of its segments."""
+        v = self.vocabulary
+        state = self._reader.read(self._reader.start(), [token for id in frame.prefix for token in v.tokens[id]])
+        line = state.bar_start + frame.ahead * v.bar_ticks[state.metre] if frame.prefix else 0
+        segment = SEGMENT_BARS * v.bar_ticks[v.metres.index(metre)]
+        begins = [(line + i * segment) / v.ticks_per_quarter for i in range(len(said))]
+        return self.tokenizer.interspersed([*frame.prefix, *frame.middle], begins, said)[len(frame.prefix) :]
 
     def frame(
         self, outside: ScoreTick, first: int, bars: int, room: int, inside: ScoreTick | None = None

@@ -344,24 +344,32 @@ class MidiTokenizer:
         if self.bins is None:
             raise TokenizerError("this tokenizer has not learned what its controls mean")
         random = np.random.default_rng(zlib.crc32(np.array(ids, dtype="<u4").tobytes()))
-        if random.random() < PLAIN_SHARE:
-            return list(ids)
         score = self._on_grid(document)
         segments = measured(score)
-        scale = self.wrapped.time_division / score.ticks_per_quarter
-        places = self._windows.reached(ids, [round(segment.begin * scale) for segment in segments])
+        begins = [segment.begin / score.ticks_per_quarter for segment in segments]
+        return self.interspersed(ids, begins, self.said([self.bins.levels(segment) for segment in segments], random))
+
+    def said(self, levels: Iterable[Levels], random: np.random.Generator) -> list[list[int]]:
+        """What marks say of each segment, perhaps nothing: see `marked`."""
+        plain = random.random() < PLAIN_SHARE
+        return [[] if plain else [self.mark(mark) for mark in spelled(_some(each, random))] for each in levels]
+
+    def interspersed(self, ids: Sequence[int], begins: Sequence[float], said: Sequence[list[int]]) -> list[int]:
+        """Behind the id that reaches it, in quarter notes, what is said of each segment; nothing of one without ids."""
+        places = self._windows.reached(ids, [round(begin * self.wrapped.time_division) for begin in begins])
         made: list[int] = []
         reached = 0
-        for i, place in enumerate(places):
+        for i, (place, marks) in enumerate(zip(places, said, strict=False)):
             made += ids[reached:place]
             reached = place
-            if place < len(ids) and place not in places[i + 1 : i + 2]:  # else nothing is in this segment
-                made += [self.mark(mark) for mark in spelled(_some(self.bins.levels(segments[i]), random))]
+            if place < len(ids) and place not in places[i + 1 : i + 2]:
+                made += marks
         return made + list(ids[reached:])
 
     def levels(self, document: ScoreTick, begin: float = 0, end: float | None = None) -> list[Levels]:
         """What marks would say of each segment, from `begin` to `end` in quarter notes."""
         assert self.bins is not None
+        document = self._on_grid(document)
         first, last = (None if at is None else round(at * document.ticks_per_quarter) for at in (begin, end))
         return [self.bins.levels(segment) for segment in measured(document, first or 0, last)]
 

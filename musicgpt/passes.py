@@ -59,7 +59,7 @@ class Rules:
     infill_ids: int = 1024
     """The most ids of one."""
     controls: bool = False
-    """Whether training documents have marks between their ids."""
+    """Whether training documents, and the middles of exercises, have marks between their ids."""
 
 
 @dataclass(frozen=True)
@@ -180,7 +180,8 @@ def _exercises(
     frames = frames_of(tokenizer)
     random = np.random.default_rng(int(tokenizer.fingerprint(variants[0]), 16))
     for _ in range(int(rules.infill * n_ids / min(n_ids, rules.infill_ids) + random.random())):
-        made = (frames.exercise(variant, rules.infill_ids - len(begin) + 1, random) for variant in variants)
+        room = rules.infill_ids - len(begin) + 1
+        made = (frames.exercise(variant, room, random, controls=rules.controls) for variant in variants)
         yield [begin + ids[1:] for ids in made if ids]
 
 

@@ -6,9 +6,11 @@ from collections.abc import Iterable
 from dataclasses import fields
 from typing import Any
 
-from musicgpt.constraints import Constraints
+from musicgpt.constraints import Constraints, program_name
+from musicgpt.controls import distance
 from musicgpt.errors import UsageError
 from musicgpt.grammar import Grammar
+from musicgpt.marks import Levels, in_words
 from musicgpt.sampling import SamplingConfig
 from musicgpt.state import Note, State
 
@@ -32,6 +34,41 @@ def read_options(options: dict[str, Any], others: Iterable[str]) -> tuple[Constr
         return Constraints(**{**asked, "track": tuple(asked.get("track") or ())}), SamplingConfig(**chosen)
     except ValueError as error:
         raise UsageError(str(error)) from error
+
+
+def check_keep(keep: str | None, constraints: Constraints | None) -> None:
+    """Raises: UsageError: another word than best, or nothing to go by."""
+    if keep not in (None, "best"):
+        raise UsageError(f"keep {keep!r}: expected best, the result that is nearest to the controls asked for")
+    if keep and (constraints is None or not constraints.controls):
+        raise UsageError("--keep best goes by the controls asked for, and there are none; leave it out")
+
+
+class Answer:
+    """A result, beside what was asked of it by controls."""
+
+    asked: list[Levels]
+    """The controls asked of each segment of the new music, if any were."""
+    controls: list[Levels]
+    """What they became: all that can be measured there, in the same levels."""
+
+    @property
+    def distance(self) -> float:
+        """How far it is from the controls asked for, in levels: from 0 to 4."""
+        return distance(self.asked, self.controls)
+
+    @property
+    def answers(self) -> list[str]:
+        """A line for each control asked for: what was asked, segment by segment, and what it became."""
+        lines = []
+        for rank, control in dict.fromkeys(key for levels in self.asked for key in levels):
+            asked, made = (
+                ", ".join(in_words(control, levels.get((rank, control))) for levels in side)
+                for side in (self.asked, self.controls)
+            )
+            whose = "" if rank is None else f" of {program_name(rank)}"
+            lines.append(f"{control.replace('_', ' ')}{whose}: asked {asked}; made {made}")
+        return lines
 
 
 class Row:

@@ -602,7 +602,7 @@ def test_from_training_to_asking_on_the_command_line(
     for path in sorted(folk.iterdir())[:12]:
         shutil.copy(path, tmp_path / "few")
     main(
-        "train few --out run --controls --preset music-tiny --n-positions 64 --transpositions 1 --steps 2 "
+        "train few --out run --controls --infill 1 --preset music-tiny --n-positions 64 --transpositions 1 --steps 2 "
         "--batch-size 2".split()
     )
     assert (tmp_path / "run" / "best" / "controls.json").is_file()
@@ -615,6 +615,11 @@ def test_from_training_to_asking_on_the_command_line(
         "density of Acoustic Grand Piano: asked high, high",
         "bars left: asked 6, 2",
     ]
+    piece = min((tmp_path / "few").iterdir())
+    main(f"infill run --piece {piece} --bars 2-6 --density low --num-samples 2 --keep best -o filled.mid".split())
+    output = capsys.readouterr()
+    assert output.out == "filled.mid\n"
+    assert "density of Acoustic Grand Piano: asked low, low; made " in output.err
     main("inspect out.mid".split())
     assert "density" in capsys.readouterr().out
     main("inspect out.mid --json".split())

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from symusic.core import ScoreTick, TimeSignatureTick, TrackTick
-from test_infill import a_song
+from test_infill import a_song, five_levels
 
 import musicgpt
 from musicgpt import midi
@@ -16,7 +16,7 @@ from musicgpt.cli import main
 from musicgpt.cpu_engine import CpuEngine
 from musicgpt.errors import InputError, UsageError
 from musicgpt.infill import rank_of
-from musicgpt.marks import FILL, TRACKS
+from musicgpt.marks import CONTROL_MARKS, FILL, TRACKS
 from musicgpt.midi_tokenizer import MidiTokenizer
 from musicgpt.model import GPT, GPTConfig
 
@@ -26,9 +26,12 @@ KINDS += [("remi", True, False), ("tsd", False, False), ("midilike", False, True
 
 
 @lru_cache
-def a_model(scheme: str, merged: bool, marked: bool, n_positions: int = 512) -> musicgpt.LanguageModel:
+def a_model(
+    scheme: str, merged: bool, marked: bool, n_positions: int = 512, controls: bool = False
+) -> musicgpt.LanguageModel:
     """A model that has learned nothing."""
-    tokenizer = MidiTokenizer.new(scheme, [*FILL, *TRACKS] if marked else [])
+    tokenizer = MidiTokenizer.new(scheme, [*(FILL if marked else []), *(CONTROL_MARKS if controls else TRACKS)])
+    tokenizer.bins = five_levels() if controls else None
     if merged:
         songs = [a_song(), a_song(3), a_song(7, 8), a_song(ticks=480)]
         tokenizer.learn(songs, tokenizer.vocab_size + 150)
@@ -195,13 +198,49 @@ def test_what_cannot_be_filled_is_said_in_one_line() -> None:
         ({"bars": "5", "tracks": ["4"]}, "4 tracks with notes"),
         ({"bars": "5", "tracks": ["kazoo"]}, "no instrument of General MIDI"),
         ({"bars": "5", "tempo": "90"}, "--tempo: filling in keeps to the piece"),
-        ({"bars": "5", "density": "high"}, "--density: density cannot be asked for in a hole"),
+        ({"bars": "5", "density": "high"}, "--density: this model knows no density that could be asked for"),
         ({"bars": "5", "num_samples": 0}, "num_samples 0"),
     ]:
         with pytest.raises(UsageError, match=words):
             model.infill(song, **options)
     with pytest.raises(TypeError, match="there is no option best_of"):
         model.infill(song, "5", best_of=2)
+
+
+@pytest.mark.parametrize(("scheme", "marked"), [("remi", True), ("tsd", True), ("remi", False), ("structured", True)])
+def test_controls_are_asked_of_a_hole_four_bars_at_a_time(scheme: str, marked: bool) -> None:
+    model = a_model(scheme, False, marked, controls=True)
+    song = a_song(bars=16)
+    said: list[str] = []
+    options = {"density": "high", "control": ["bars=5-6:track=3;density=lowest", "bars=9-11:key=C major"]}
+    takes = model.infill(song, "3-13", ["0", "drums"], num_samples=2, report=said.append, **options)
+    assert "--control bars=5-6 is asked of bars 5 to 8: of four at a time" in said
+    both = {(0, "density"): 3, (128, "density"): 3}
+    for take in takes:
+        check(song, take.score, 3, 13, {0, 3}, {0, 128})
+        assert take.asked == [both, both | {(128, "density"): 0}, both | {(None, "key"): 0}]
+        for i, levels in enumerate(take.controls):
+            for program in (0, 128):
+                count = sum(n.program == program and i * 16 <= n.onset_beats < i * 16 + 16 for n in take.notes)
+                per_bar = count / (3 if i == 2 else 4)
+                assert levels.get((program, "density")) == (sum(per_bar > e for e in (1, 2, 3, 4)) if count else None)
+        assert take.answers[0].startswith("density of Acoustic Grand Piano: asked high, high, high; made ")
+    best = model.infill(song, "3-13", ["0", "drums"], num_samples=2, keep="best", **options)
+    assert [take.notes for take in best] == [min(takes, key=lambda take: take.distance).notes]
+    assert model.infill(song, "3-13", ["0", "drums"], **options | {"density": "low"})[0].notes != takes[0].notes
+
+
+def test_what_cannot_be_asked_of_a_hole_is_refused() -> None:
+    model = a_model("remi", False, True, controls=True)
+    for options, words in [
+        ({"bars_left": True}, "--bars-left: behind what is filled in the piece goes on"),
+        ({"control": ["bars=3-7:density=low"]}, "there will be 6 new bars"),
+        ({"control": ["bars=1-4:track=3;density=low"]}, "Drums is not filled; name it by --track"),
+        ({"control": ["bars=1-4:track=9;density=low"]}, "the piece has 4 tracks with notes"),
+        ({"keep": "best"}, "--keep best goes by the controls asked for"),
+    ]:
+        with pytest.raises(UsageError, match=words):
+            model.infill(a_song(), "5-10", ["2"], **options)
 
 
 def test_a_file_has_no_more_tracks_than_channels() -> None:

@@ -10,9 +10,24 @@ import pytest
 from symusic.core import NoteTick, ScoreTick, TempoTick, TimeSignatureTick, TrackTick
 
 from musicgpt import midi
+from musicgpt.constraints import Constraints
+from musicgpt.controls import Bin, Bins
 from musicgpt.errors import InputError
+from musicgpt.grammar import Grammar
 from musicgpt.infill import Frame, Frames, New, emptied, filled, rank_of
-from musicgpt.marks import FILL, MIDDLE, PREFIX, SUFFIX, TRACKS
+from musicgpt.marks import (
+    CONTROL_MARKS,
+    CONTROLS,
+    FILL,
+    KEYS,
+    MIDDLE,
+    PER_INSTRUMENT,
+    PREFIX,
+    SUFFIX,
+    TRACKS,
+    Levels,
+    spelled,
+)
 from musicgpt.midi_tokenizer import MidiTokenizer
 from musicgpt.vocabulary import Vocabulary
 
@@ -42,6 +57,13 @@ def a_song(numerator: int = 4, denominator: int = 4, bars: int = 12, ticks: int 
             track.notes.append(NoteTick(i * beat, beat, low + (5 * i) % 7, 64 + i % 3))
         score.tracks.append(track)
     return score
+
+
+def five_levels() -> Bins:
+    """All levels of every control, whatever the instrument."""
+    edges = {"density": [1, 2, 3, 4], "polyphony": [1, 2, 3, 4], "note_length": [0.3, 0.6, 1, 2]}
+    edges["register"] = [40, 50, 60, 70]
+    return Bins({"any": {control: Bin(edges[control], [0, 1, 2, 3, 4]) for control in PER_INSTRUMENT}})
 
 
 @pytest.fixture(scope="module", params=["remi", "tsd", "midilike", "structured"])
@@ -194,6 +216,79 @@ def test_an_exercise_has_its_parts_in_order_and_fits(frames: Frames, corpora: li
         programs = {a.split("_")[1] for a, b in pairwise(names) if a.startswith("Program_") and b.startswith(begins)}
         assert {f"Track_{int(program) % 129}" for program in programs} <= asked
     assert made > len(corpora) // 3
+
+
+@pytest.fixture(scope="module", params=["remi", "tsd", "midilike", "structured"])
+def knowing(request: pytest.FixtureRequest) -> Frames:
+    """Frames of a vocabulary that has controls, too."""
+    tokenizer = MidiTokenizer.new(request.param, [*FILL, *CONTROL_MARKS])
+    tokenizer.bins = five_levels()
+    return Frames(tokenizer, Vocabulary(tokenizer))
+
+
+def in_request(levels: list[Levels], ranks: list[int], bars: int) -> Constraints:
+    """The request that asks for these levels of instruments, segment by segment."""
+    texts = [
+        f"bars={4 * i + 1}-{min(4 * i + 4, bars)}:{'' if rank is None else f'track={ranks.index(rank)};'}"
+        f"{control.replace('_', '-')}={KEYS[level] if control == 'key' else level}"
+        for i, segment in enumerate(levels)
+        for (rank, control), level in segment.items()
+    ]
+    return Constraints(instruments=",".join("drums" if r == 128 else str(r) for r in ranks), control=tuple(texts))
+
+
+def test_marks_stand_in_a_hole_where_the_grammar_forces_them(knowing: Frames) -> None:
+    tokenizer = knowing.tokenizer
+    marks = {tokenizer.mark(name) for name in CONTROL_MARKS}
+    for metre in [(4, 4)] if tokenizer.name == "structured" else [(4, 4), (3, 4), (7, 8)]:
+        song = a_song(*metre, bars=16)
+        lines = midi.BarLines(song)
+        for first, bars, tracks in ((1, 8, {0, 1, 2, 3}), (5, 8, {0, 2}), (9, 1, {3}), (6, 4, {0, 1, 2}), (3, 6, {2})):
+            begin, end = lines.begin(first), lines.begin(first + bars)
+            outside, inside = emptied(song, begin, end, tracks)
+            levels = knowing.levels(inside, begin, end)
+            ranks = sorted({rank_of(song.tracks[i]) for i in tracks})
+            assert len(levels) == -(-bars // 4)
+            assert all({rank for rank, _ in segment} >= {*ranks} for segment in levels)
+            assert (None, "bars_left") not in levels[0]
+            frame = knowing.frame(outside, first, bars, 2**20, inside)
+            assert frame is not None
+            said = [[tokenizer.mark(name) for name in spelled(segment)] for segment in levels]
+            middle = knowing._marked(frame, metre, said)
+            assert [id for id in middle if id not in marks] == frame.middle
+            assert [id for id in middle if id in marks] == [id for segment in said for id in segment]
+            asked = in_request(levels, ranks, bars)
+            grammar = Grammar(knowing.vocabulary, frame.prefix, asked, bars=bars, ahead=frame.ahead)
+            assert middle[: len(grammar.prelude)] == grammar.prelude
+            state = grammar.begin
+            for id in middle[len(grammar.prelude) :]:
+                allowed = grammar.mask(state)
+                # midilike: what rang before the hole may end in another order than new music has
+                assert allowed[id] or tokenizer.name == "midilike"
+                assert (id in marks) == (allowed.sum() == 1 and bool(allowed[list(marks)].any()))
+                state = grammar.advance(state, id)
+            assert state.ended
+
+
+def test_an_exercise_has_marks_in_its_middle_alone_and_fits(
+    knowing: Frames, corpora: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer = knowing.tokenizer
+    controls = {tokenizer.mark(name) for names in CONTROLS.values() for name in names}
+    made = 0
+    for share in (0.0, 1.0):
+        monkeypatch.setattr("musicgpt.midi_tokenizer.PLAIN_SHARE", share)
+        for seed, path in enumerate(corpora[::4]):
+            score = midi.read_scores(path)[0][0]
+            ids = knowing.exercise(score, 512, np.random.default_rng(seed), controls=True)
+            if not ids:
+                continue
+            assert len(ids) <= 512
+            places = [i for i, id in enumerate(ids) if id in controls]
+            assert all(i > ids.index(tokenizer.mark(MIDDLE)) for i in places)
+            assert share == 0 or not places
+            made += bool(places)
+    assert made > 3
 
 
 def test_a_bar_that_is_no_whole_one_is_refused() -> None:
