@@ -106,7 +106,7 @@ class _Tables:
         # by id
         ends = {"BOS_None", "EOS_None", SUFFIX, PREFIX}
         self.ends = np.array([not ends.isdisjoint(spelled) for spelled in expansions])
-        self.style = np.array([spelled[:1] != () and spelled[0].startswith(STYLE) for spelled in expansions])
+        self.style = np.array(["".join(spelled).startswith(STYLE) for spelled in expansions])
         self.bar = np.array([spelled[:1] == ("Bar_None",) for spelled in expansions])
         self.tempo = np.array([_last(spelled, "Tempo_", single) for spelled in expansions])
         self.program = np.array([_last(spelled, "Program_", single) for spelled in expansions])
