@@ -22,9 +22,10 @@ from symusic.core import ScoreTick
 
 from musicgpt import __version__, checkpoint, midi
 from musicgpt.config import Report
-from musicgpt.constraints import Constraints, program_name
+from musicgpt.constraints import DRUMS, Constraints, program_name
 from musicgpt.cpu_engine import CpuEngine
 from musicgpt.drafts import Drafts
+from musicgpt.editing import Original
 from musicgpt.engine import TorchEngine
 from musicgpt.errors import InputError, UsageError
 from musicgpt.fill import Filled, Filler, Wanted
@@ -38,7 +39,7 @@ from musicgpt.midi_tokenizer import MidiTokenizer
 from musicgpt.model import GPT
 from musicgpt.phrases import read_phrase
 from musicgpt.provenance import provenance_text, read_provenance
-from musicgpt.request import Answer, Row, check_keep, read_options
+from musicgpt.request import Answer, Row, check_asked, read_options
 from musicgpt.tasks import TASKS, first_sentences
 from musicgpt.tokenizer import Tokenizer
 from musicgpt.vocabulary import Vocabulary
@@ -54,6 +55,8 @@ PATIENCE_SECONDS = 2.0
 
 MAX_NEW_TOKENS = 512
 """Where no length is asked for."""
+
+WRITTEN_ANEW = "the file cannot be edited, {}: it is written anew, with a channel for each track"
 
 Prompt = str | Path | Sequence[int] | Any
 """A file, a phrase that ships, ABC or text written out; ids; or a document (a Score, for music)."""
@@ -183,7 +186,7 @@ class LanguageModel:
             raise UsageError("keep and best_of, which keeps the likeliest: expected one of them")
         stream = Stream(self, prompt, num_samples=num_samples * best_of, report=report, **options)
         stream.settings["best_of"] = best_of
-        check_keep(keep, stream.grammar.constraints if stream.grammar else None)
+        check_asked(stream.constraints, stream.sampling, keep)
         if keep is not None:
             stream.settings["keep"] = keep
         for _ in stream.steps():
@@ -237,24 +240,36 @@ class LanguageModel:
             TypeError: an option there is not.
         """
         constraints, sampling = read_options(options, ("bars", "tracks", "num_samples", "keep", "seed", "report"))
-        check_keep(keep, constraints)
         for name, value, least, most in (("num_samples", num_samples, 1, MAX_SAMPLES), ("seed", seed, 0, 2**63)):
             if not isinstance(value, int) or not least <= value <= most:
                 raise UsageError(f"{name} {value!r}: expected at least {least}, at most {most:,}")
         if not isinstance(piece, str | Path | ScoreTick):
             raise UsageError(f"the piece is a {type(piece).__name__}; expected a path, a phrase, or a Score in ticks")
         tracks = [tracks] if isinstance(tracks, str) else list(tracks)
-        score = piece
-        if not isinstance(score, ScoreTick):
+        original = None
+        if isinstance(piece, ScoreTick):
+            score = piece
+        else:
             score, remarks = read_phrase(str(piece))
             for remark in remarks:
                 report(remark)
+            original = _original(Path(piece), score, report)
         wanted = Wanted.read(score, None if bars is None else str(bars), tracks, constraints)
+        check_asked(wanted.constraints, sampling, keep)
         there = {rank_of(track) for track in score.tracks if track.notes}
-        for program in set(wanted.programs) - there:
-            report(f"a new track: {program_name(program)}")
-        if sum(not track.is_drum for track in score.tracks) > MAX_INSTRUMENTS:
+        room = MAX_INSTRUMENTS - sum(not track.is_drum for track in score.tracks)
+        if original is None and room < 0:
             report(f"more than {MAX_INSTRUMENTS} tracks beside the drums share channels: some may sound as others")
+        if original is not None:
+            room = len(original.free_channels)
+        for program in set(wanted.programs) - there:
+            room -= program != DRUMS
+            if room < 0 and program != DRUMS:
+                raise UsageError(
+                    f"--track {program_name(program)}: no room for a new track; a MIDI file has {MAX_INSTRUMENTS} "
+                    f"channels beside that of the drums, and none is free"
+                )
+            report(f"a new track: {program_name(program)}")
         frames = Frames(self.midi_tokenizer, self.vocabulary)
         self.engine.ready(PATIENCE_SECONDS)
         filler = Filler(self.model, self.engine, frames, sampling, report)
@@ -270,17 +285,16 @@ class LanguageModel:
             "num_samples": num_samples,
             **self.hashes,
         }
-        found = [
-            Filled(
-                take.score,
-                take.notes,
-                likelihood,
-                {**made, "sample": i},
-                list(take.asked),
-                filler.controls(take, wanted),
-            )
-            for i, (take, likelihood) in enumerate(takes, 1)
-        ]
+        found = []
+        for i, (take, likelihood) in enumerate(takes, 1):
+            says, file = {**made, "sample": i}, None
+            if original is not None:
+                try:
+                    file = original.with_notes(take.score, provenance_text(says))
+                except InputError as error:
+                    report(WRITTEN_ANEW.format(error))
+            controls = filler.controls(take, wanted)
+            found.append(Filled(take.score, take.notes, likelihood, says, list(take.asked), controls, file))
         return [min(found, key=lambda filled: filled.distance)] if keep else found
 
     def replay(self, path: str | Path, report: Report = lambda text: None) -> Piece:
@@ -423,10 +437,11 @@ class Stream:
         if max_new_tokens is None and bars is None and seconds is None:
             max_new_tokens = MAX_NEW_TOKENS
         named = set(signature(Stream).parameters) - {"language_model", "options", "prompt", "num_samples"}
-        constraints, self._sampling = read_options(options, {*named, "best_of (not for a stream)"})
+        self.constraints, self.sampling = read_options(options, {*named, "best_of (not for a stream)"})
+        check_asked(self.constraints, self.sampling)
         self._opening = [tokenizer.bos_id]
         if isinstance(tokenizer, MidiTokenizer):
-            self._opening = tokenizer.opening(constraints.style)
+            self._opening = tokenizer.opening(self.constraints.style)
         self._seed = seed
         self._report = report
         self._include_prompt = include_prompt
@@ -437,21 +452,23 @@ class Stream:
         self.grammar: Grammar | None = None
         self._n_ids = tokenizer.vocab_size
         if isinstance(tokenizer, MidiTokenizer):
-            self.grammar = Grammar(language_model.vocabulary, self.prompt_ids, constraints, bars=bars, seconds=seconds)
+            self.grammar = Grammar(
+                language_model.vocabulary, self.prompt_ids, self.constraints, bars=bars, seconds=seconds
+            )
             for remark in self.grammar.remarks:
                 report(remark)
         elif isinstance(tokenizer, GridTokenizer):
-            if seconds is not None or constraints != Constraints():
+            if seconds is not None or self.constraints != Constraints():
                 raise UsageError("this is a model of voices on a grid: of lengths and constraints it knows bars alone")
             if bars is not None:
                 max_new_tokens = min(bars * IDS_PER_BAR, max_new_tokens or bars * IDS_PER_BAR)
                 self._n_ids = tokenizer.eos_id  # no end before that
-        elif bars is not None or seconds is not None or constraints != Constraints():
+        elif bars is not None or seconds is not None or self.constraints != Constraints():
             raise UsageError("this is a model of text: it has no bars, seconds, instruments or notes")
         lengths = {"max_new_tokens": max_new_tokens, "bars": bars, "seconds": seconds}
         self.settings: dict[str, Any] = {
-            **asdict(self._sampling),
-            **(constraints.asdict() if self.grammar else {}),
+            **asdict(self.sampling),
+            **(self.constraints.asdict() if self.grammar else {}),
             **{name: value for name, value in lengths.items() if value is not None},
             "include_prompt": include_prompt,
             "best_of": 1,
@@ -487,7 +504,7 @@ class Stream:
         made = generate(
             self._model.engine,
             before if alone else [*self._opening, *before],
-            self._sampling,
+            self.sampling,
             max_new_tokens=self._budget,
             seed=self._seed,
             num_samples=self.num_samples,
@@ -497,6 +514,7 @@ class Stream:
             state=self.grammar.begin if self.grammar else None,
             window=tokenizer.window,
             drafts=self.drafts,
+            marks=tokenizer.unscored,
         )
         for ids, states in made:
             for row, id, state in zip(self.rows, ids, states, strict=True):
@@ -596,6 +614,16 @@ class Stream:
             [grammar.levels(segment) for segment in range(len(controls))],
             controls,
         )
+
+
+def _original(path: Path, score: ScoreTick, report: Report) -> Original | None:
+    """The MIDI file that a score was read from, to be edited, if it is one and can be."""
+    if path.suffix.lower() in midi.MIDI_SUFFIXES:
+        try:
+            return Original.read(path, score)
+        except InputError as error:
+            report(WRITTEN_ANEW.format(error))
+    return None
 
 
 def versions() -> dict[str, str]:

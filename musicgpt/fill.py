@@ -24,6 +24,7 @@ from musicgpt.constraints import DRUMS, SURROUNDED, Constraints, program_name, r
 from musicgpt.drafts import Drafts
 from musicgpt.engine import TorchEngine
 from musicgpt.errors import InputError, UsageError
+from musicgpt.files import write_bytes
 from musicgpt.generate import generate, log_likelihood
 from musicgpt.grammar import MAX_INSTRUMENTS, Grammar
 from musicgpt.infill import Frame, Frames, New, centre, emptied, filled, rank_of, sounding_tracks
@@ -60,9 +61,14 @@ class Filled(Answer):
     provenance: dict[str, Any]
     asked: list[Levels] = field(default_factory=list)
     controls: list[Levels] = field(default_factory=list)
+    file: bytes | None = field(default=None, repr=False)
+    """The MIDI file that was filled, its other events as they were; None where the piece came otherwise."""
 
     def save(self, path: str | Path) -> None:
         """Raises: InputError: the file cannot be written."""
+        if self.file is not None:
+            write_bytes(Path(path), self.file)
+            return
         midi.write_midi(self.score, Path(path), text=provenance_text(self.provenance))
 
 
@@ -155,10 +161,6 @@ def _named(score: ScoreTick, there: list[int], name: str) -> tuple[list[int], li
         found = [i for i in there if name.lower() in program_name(rank_of(score.tracks[i])).lower()]
     if found:
         return found, list(dict.fromkeys(rank_of(score.tracks[i]) for i in found))
-    if rank != DRUMS and 1 + sum(not track.is_drum for track in score.tracks) > MAX_INSTRUMENTS:
-        raise UsageError(
-            f"--track {name}: no room for a new track; a MIDI file holds {MAX_INSTRUMENTS} beside the drums"
-        )
     return [], [rank]
 
 
@@ -272,6 +274,7 @@ class Filler:
             state=grammar.begin,
             window=window if between else tokenizer.window,
             drafts=Drafts(),
+            marks=tokenizer.unscored,
         ):
             for row, id, state in zip(rows, chosen, states, strict=True):
                 if id is not None:

@@ -8,6 +8,10 @@ A single sample may skip passes: an id that the guide leaves no choice about is 
 the last ids stood somewhere before is tried as a draft. The random number of a choice belongs to its position, so a
 draft only changes what is read at once, never what is chosen. Drafts are tried where the engine gives the same logits
 however many ids are read together.
+
+With guidance G, each sample is read once more without the marks in it, in a pass of its own, as its ids are fewer, and
+chosen from are the logits without + G (with - without). Source: Sanchez et al. 2023, "Stay on topic with
+classifier-free guidance".
 """
 
 from __future__ import annotations
@@ -53,20 +57,24 @@ def generate(
     state: Any = None,
     window: Window = lambda ids, first: (first, []),
     drafts: Drafts | None = None,
+    marks: frozenset[int] = frozenset(),
 ) -> Iterator[tuple[list[int | None], list[Any]]]:
     """Yield an id of each sample, None for one that has ended, and the states of the guide behind them, step by step.
 
     A sample ends behind `eos_id`, or the id with which the guide says so; it is yielded. `state` is the guide's, behind
     the prompt; without a guide it stays what it is. `n_ids` bars the ids from there on, where a model has more than its
     tokenizer. Of a prompt longer than the context, the model sees the last window. `drafts` are tried for a single
-    sample. Same arguments, machine and threads: same ids; while an engine is still made ready, but for rounding.
+    sample without guidance; with it `marks` are those left out, of the new ids alone. Same arguments, machine and
+    threads: same ids; while an engine is still made ready, but for rounding.
 
     Raises:
         ValueError: an empty prompt.
     """
     if not prompt:
         raise ValueError("an empty prompt; expected at least one id, such as BOS")
-    reader = _Reader(engine, prompt, num_samples, window, drafts if num_samples == 1 else None)
+    guided = config.guidance != 1
+    reader = _Reader(engine, prompt, num_samples, window, drafts if num_samples == 1 and not guided else None)
+    unmarked = [_Reader(engine, prompt, 1, window, None) for _ in range(num_samples)] if guided else []
     states, ended = [state] * num_samples, [False] * num_samples
     position = len(prompt)
     while max_new_tokens is None or position < len(prompt) + max_new_tokens:
@@ -74,8 +82,11 @@ def generate(
         if num_samples == 1 and allowed is not None and np.count_nonzero(allowed[0]) == 1:
             chosen = [int(allowed[0].argmax())]
         else:
-            numbers = uniform(seed, num_samples, position)
-            chosen = engine.choose(reader.logits()[:, :n_ids], config, numbers, allowed)
+            logits = reader.logits()
+            if guided:
+                without = torch.cat([torch.as_tensor(each.logits()) for each in unmarked])
+                logits = without + config.guidance * (torch.as_tensor(logits) - without)
+            chosen = engine.choose(logits[:, :n_ids], config, uniform(seed, num_samples, position), allowed)
         new = [None if done else id for id, done in zip(chosen, ended, strict=True)]
         if guide is not None:
             states = [guide.advance(state, id) for state, id in zip(states, chosen, strict=True)]
@@ -87,6 +98,9 @@ def generate(
         if all(ended):
             return
         reader.add(chosen)
+        for each, id in zip(unmarked, chosen, strict=False):
+            if id not in marks:
+                each.add([id])
 
 
 class _Reader:

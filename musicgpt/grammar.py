@@ -280,8 +280,10 @@ class Grammar:
         return allowed
 
     def _instruments_table(self, used: frozenset[int]) -> Mask:
-        """Ids with which there are no more instruments than a file can hold."""
+        """Ids with which there are no more instruments than a file can hold; whatever plays around a hole."""
         v = self.vocabulary
+        if self._ahead is not None:
+            return np.ones(len(v), dtype=bool)
         melodic = [rank for rank in used if rank != DRUMS]
         left = max(0, MAX_INSTRUMENTS - len(melodic))
         new = np.ones(DRUMS + 1, dtype=np.int32)

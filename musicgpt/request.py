@@ -36,12 +36,15 @@ def read_options(options: dict[str, Any], others: Iterable[str]) -> tuple[Constr
         raise UsageError(str(error)) from error
 
 
-def check_keep(keep: str | None, constraints: Constraints | None) -> None:
-    """Raises: UsageError: another word than best, or nothing to go by."""
+def check_asked(constraints: Constraints, sampling: SamplingConfig, keep: str | None = None) -> None:
+    """Raises: UsageError: another `keep` than best, or something that goes by controls, and none is asked for."""
     if keep not in (None, "best"):
         raise UsageError(f"keep {keep!r}: expected best, the result that is nearest to the controls asked for")
-    if keep and (constraints is None or not constraints.controls):
-        raise UsageError("--keep best goes by the controls asked for, and there are none; leave it out")
+    for name, given in (("--keep best", keep), ("--guidance", sampling.guidance != 1)):
+        if given and not constraints.controls:
+            raise UsageError(
+                f"{name} goes by the controls asked for (density, key …), and there are none; leave it out"
+            )
 
 
 class Answer:

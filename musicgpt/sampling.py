@@ -36,6 +36,11 @@ class SamplingConfig:
     min_p: float | None = field(
         default=None, metadata={"help": "drop what is less likely than this share of the most likely"}
     )
+    guidance: float = field(
+        default=1.0,
+        metadata={"help": "go so many times as far from what the model would do unasked to what it does by controls"},
+    )
+    """For `generate`, which reads all twice where it is not 1."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.temperature < float("inf"):
@@ -46,6 +51,8 @@ class SamplingConfig:
             raise ValueError(f"top_p is {self.top_p}; expected a share above 0, at most 1")
         if self.min_p is not None and not 0 <= self.min_p <= 1:
             raise ValueError(f"min_p is {self.min_p}; expected a share from 0 to 1")
+        if not 0 <= self.guidance <= 100:
+            raise ValueError(f"guidance is {self.guidance}; expected 1 (none) or more, at most 100")
 
 
 def uniform(seed: int, rows: int, position: int) -> np.ndarray:

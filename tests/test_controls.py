@@ -482,6 +482,42 @@ def test_a_piece_is_made_again_from_its_file(model: LanguageModel, tmp_path: Pat
     assert stream.piece().new_ids == pieces[0].new_ids
 
 
+def test_guidance_goes_from_what_is_unasked_towards_what_is_asked(model: LanguageModel) -> None:
+    asked = {"instruments": "piano,cello", "density": "high", "key": "D minor", "bars": 5}
+    stream = model.stream(guidance=3.0, temperature=0, max_new_tokens=90, **asked)
+    for _ in stream.steps():
+        pass
+    grammar, ids = stream.grammar, stream.rows[0].ids  # as they were chosen: a piece is cut to its last note
+    assert grammar is not None
+    state, there, differs = grammar.begin, [model.tokenizer.bos_id], 0
+    for id in ids[:80]:
+        allowed = torch.from_numpy(grammar.mask(state))
+        plain = [there[0], *(other for other in there[1:] if other not in model.tokenizer.unscored)]
+        with torch.inference_mode():
+            with_marks, without = (model.model(torch.tensor([row]), logits_to_keep=1)[0, -1] for row in (there, plain))
+        guided = (without + 3 * (with_marks - without)).masked_fill(~allowed, -torch.inf)
+        # rounding aside, it is the most likely of what is allowed
+        assert guided[id] > guided.max() - 1e-4
+        differs += int(with_marks.masked_fill(~allowed, -torch.inf).argmax()) != id
+        state = grammar.advance(state, id)
+        there.append(id)
+    assert differs
+
+
+def test_guided_samples_do_not_depend_on_each_other(model: LanguageModel) -> None:
+    asked = {"instruments": "piano", "density": "low", "bars": 9, "max_polyphony": 4, "guidance": 2.0}
+    first, second = model.generate_many(2, control=["bars=5-8:register=high"], **asked)
+    assert first.new_ids == model.generate(control=["bars=5-8:register=high"], **asked).new_ids
+    assert first.new_ids != second.new_ids
+    plain = {**asked, "guidance": 1.0}
+    assert (
+        model.generate(**plain).new_ids == model.generate(**{k: v for k, v in asked.items() if k != "guidance"}).new_ids
+    )
+    for options in ({"bars": 2}, {"bars": 2, "scale": "C major"}):
+        with pytest.raises(UsageError, match="--guidance goes by the controls asked for"):
+            model.generate(guidance=2.0, **options)
+
+
 def test_likelihood_is_of_what_was_chosen(model: LanguageModel) -> None:
     piece = model.generate(bars=6, instruments="piano", density=1, max_polyphony=4)
     ids = [model.tokenizer.bos_id, *piece.ids][:190]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import lru_cache
 from pathlib import Path
 
+import mido
 import pytest
 import torch
 from symusic.core import ScoreTick, TimeSignatureTick, TrackTick
@@ -102,12 +103,13 @@ def test_on_real_pieces_too(corpora: list[Path]) -> None:
         first = 1 + midi.BarLines(score).bar_at(int(score.end()) // 2)
         for tracks in ([], ["0"]):
             try:
-                take = model.infill(score, f"{first}-{first + 1}", tracks, seed=seed)[0]
+                take = model.infill(path if tracks else score, f"{first}-{first + 1}", tracks, seed=seed)[0]
             except (InputError, UsageError):  # of odd bars, or the last one
                 continue
             places = set(range(len(score.tracks))) if not tracks else {i for i, t in enumerate(score.tracks) if t.notes}
             places = places if not tracks else {min(places)}
             check(score, take.score, first, first + 1, places, {rank_of(score.tracks[i]) for i in places})
+            assert (take.file is not None) == bool(tracks)
             tried += 1
     assert tried > 12
 
@@ -225,6 +227,9 @@ def test_controls_are_asked_of_a_hole_four_bars_at_a_time(scheme: str, marked: b
                 per_bar = count / (3 if i == 2 else 4)
                 assert levels.get((program, "density")) == (sum(per_bar > e for e in (1, 2, 3, 4)) if count else None)
         assert take.answers[0].startswith("density of Acoustic Grand Piano: asked high, high, high; made ")
+    guided = model.infill(song, "3-13", ["0", "drums"], guidance=2.0, **options)[0]
+    check(song, guided.score, 3, 13, {0, 3}, {0, 128})
+    assert guided.notes != takes[0].notes
     best = model.infill(song, "3-13", ["0", "drums"], num_samples=2, keep="best", **options)
     assert [take.notes for take in best] == [min(takes, key=lambda take: take.distance).notes]
     assert model.infill(song, "3-13", ["0", "drums"], **options | {"density": "low"})[0].notes != takes[0].notes
@@ -238,6 +243,7 @@ def test_what_cannot_be_asked_of_a_hole_is_refused() -> None:
         ({"control": ["bars=1-4:track=3;density=low"]}, "Drums is not filled; name it by --track"),
         ({"control": ["bars=1-4:track=9;density=low"]}, "the piece has 4 tracks with notes"),
         ({"keep": "best"}, "--keep best goes by the controls asked for"),
+        ({"guidance": 2.0}, "--guidance goes by the controls asked for"),
     ]:
         with pytest.raises(UsageError, match=words):
             model.infill(a_song(), "5-10", ["2"], **options)
@@ -250,6 +256,34 @@ def test_a_file_has_no_more_tracks_than_channels() -> None:
     with pytest.raises(UsageError, match="no room for a new track"):
         a_model("remi", False, False).infill(song, "5", ["flute"])
     assert a_model("remi", False, True).infill(song, "5", ["drums"])
+
+
+def test_a_file_keeps_what_no_score_holds(tmp_path: Path) -> None:
+    model, path, out = a_model("remi", False, True), tmp_path / "in.mid", tmp_path / "out.mid"
+    midi.write_midi(a_song(), path)
+    file = mido.MidiFile(path)
+    for program in range(40, 60):  # more tracks than channels
+        file.tracks.append(mido.MidiTrack([mido.Message("program_change", program=program, channel=5)]))
+        file.tracks[-1] += [
+            mido.Message("note_on", note=program, channel=5),
+            mido.Message("note_off", note=program, channel=5, time=96),
+        ]
+    file.tracks[-1].append(mido.Message("sysex", data=(1, 2, 3)))
+    file.save(path)
+    said: list[str] = []
+    model.infill(path, "5", ["flute"], report=said.append)[0].save(out)
+    assert said == ["a new track: Flute"]
+    old, new = mido.MidiFile(path), mido.MidiFile(out)
+    assert new.tracks[0].pop(0).text.startswith("musicgpt: ")
+    assert [list(track) for track in new.tracks[:-1]] == [list(track) for track in old.tracks]
+    assert {0, 1, 2, 5, 9}.isdisjoint(m.channel for m in new.tracks[-1] if not m.is_meta)
+
+    file.tracks[0].insert(0, mido.UnknownMetaMessage(0x59, (100, 7)))  # a key that mido does not read
+    file.save(path)
+    take = model.infill(path, "5", ["0"], report=said.append)[0]
+    assert said[1].startswith("the file cannot be edited, mido cannot read it")
+    assert said[2].startswith("more than 15 tracks")
+    assert take.file is None
 
 
 def test_the_command_writes_the_takes(
