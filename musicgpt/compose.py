@@ -601,7 +601,12 @@ class Stream:
         tokenizer = self._model.tokenizer
         controls: list[Levels] = []
         if grammar.constraints.controls and isinstance(tokenizer, MidiTokenizer):
-            controls = tokenizer.levels(tokenizer.decode([*grammar.prompt_ids, *new_ids]), begin, end)
+            score = tokenizer.decode([*grammar.prompt_ids, *new_ids])
+            controls = tokenizer.levels(score, begin, end)
+            begins = midi.BarLines(score).bar_at(round(begin * score.ticks_per_quarter))
+            new_bars = midi.last_bar(score) + 1 - begins if grammar.bars is None else grammar.bars
+            if (last_bar := grammar.constraints.last_bar) > new_bars:
+                self._report(f"--control bars=…-{last_bar}: the piece has {new_bars} new bars")
         return Piece(
             grammar.prompt_ids,
             new_ids,

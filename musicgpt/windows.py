@@ -8,6 +8,8 @@ REMI                  Tempo, Program; a window begins with a Bar token, and each
 TSD, MIDI-Like        TimeSig, Tempo, notes that sound on (MIDI-Like), the time from line to event, Program
 Structured            the time from line to event; bars are of 4/4, as its stream knows no metre
 
+Before these, the marks of the segment (see marks.py) that it begins in, unless it begins with the segment.
+
 Except in REMI a bar line lies within or behind a time shift. The id with that shift is not part of the window: what a
 merged id has behind the shift is the end of the header, so no music is lost and no note is cut.
 """
@@ -20,7 +22,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from musicgpt.marks import PREFIX, STYLE, SUFFIX
+from musicgpt.marks import CONTROL_MARKS, PREFIX, SEGMENT_BARS, STYLE, SUFFIX, TRACKS
 
 if TYPE_CHECKING:
     import miditok
@@ -107,6 +109,10 @@ class _Tables:
         ends = {"BOS_None", "EOS_None", SUFFIX, PREFIX}
         self.ends = np.array([not ends.isdisjoint(spelled) for spelled in expansions])
         self.style = np.array(["".join(spelled).startswith(STYLE) for spelled in expansions])
+        marks, tracks = set(CONTROL_MARKS), set(TRACKS)
+        self.mark = np.array([not marks.isdisjoint(spelled) for spelled in expansions])
+        self.says = self.mark & [tracks.isdisjoint(spelled) for spelled in expansions]
+        """Of the marks of controls, those that say more than which instrument the next are about."""
         self.bar = np.array([spelled[:1] == ("Bar_None",) for spelled in expansions])
         self.tempo = np.array([_last(spelled, "Tempo_", single) for spelled in expansions])
         self.program = np.array([_last(spelled, "Program_", single) for spelled in expansions])
@@ -168,6 +174,14 @@ def _in_force(said: np.ndarray) -> list[int]:
     return [int(said[-1])] if len(said) else []
 
 
+def _last_marks(tables: _Tables, ids: np.ndarray) -> tuple[int, list[int]]:
+    """The last marks of controls that stand together, and the place of the first."""
+    places = np.flatnonzero(tables.mark[ids])
+    gaps = np.flatnonzero(np.diff(places) > 1)
+    last = places[gaps[-1] + 1 :] if len(gaps) else places
+    return (int(last[0]), ids[last].tolist()) if tables.says[ids[last]].any() else (0, [])
+
+
 def _at_bar_token(tables: _Tables, ids: np.ndarray, first: int) -> tuple[int, list[int]] | None:
     places = np.flatnonzero(tables.bar[ids[first:]])
     if not len(places):
@@ -175,7 +189,10 @@ def _at_bar_token(tables: _Tables, ids: np.ndarray, first: int) -> tuple[int, li
     start = first + int(places[0])
     before = ids[:start]
     program = _in_force(tables.program[before]) if tables.changes_program else []
-    return start, _in_force(tables.tempo[before]) + program
+    said, marks = _last_marks(tables, before)
+    if np.count_nonzero(tables.bar[ids[said : start + 1]]) >= SEGMENT_BARS:
+        marks = []
+    return start, marks + _in_force(tables.tempo[before]) + program
 
 
 def _behind_shift(tables: _Tables, ids: np.ndarray, first: int) -> tuple[int, list[int]] | None:
@@ -200,7 +217,10 @@ def _behind_shift(tables: _Tables, ids: np.ndarray, first: int) -> tuple[int, li
         if program and program != [rank]:
             stated.append(tables.program_of_rank[program[0]])
         rest = tokens[at[k] + 1 : np.searchsorted(owner, owner[at[k]], side="right")]
-        return int(place[k]), stated + tables.id_of[rest].tolist()
+        said, marks = _last_marks(tables, ids[: place[k]])
+        if line[k] - line[np.searchsorted(place[1:], said, side="right")] >= SEGMENT_BARS * length[k]:
+            marks = []
+        return int(place[k]), marks + stated + tables.id_of[rest].tolist()
     return None
 
 

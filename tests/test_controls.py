@@ -12,6 +12,7 @@ import pytest
 import torch
 from replay import replay
 from symusic.core import NoteTick, NoteTickList, ScoreTick, TimeSignatureTick, TimeSignatureTickList, TrackTick
+from test_windows import time_behind
 
 from musicgpt import midi
 from musicgpt.checkpoint import save_model, tokenizer_sha256
@@ -369,6 +370,35 @@ def test_windows_of_marked_ids_decode_to_what_they_did(tokenizer: MidiTokenizer,
             assert notes([*header, *marked[start:]]) == notes([*plain_header, *ids[plain_start:]])
 
 
+def test_a_window_says_again_what_was_said_of_the_four_bars_it_begins_in(
+    tokenizer: MidiTokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("musicgpt.midi_tokenizer.PLAIN_SHARE", 0.0)
+    monkeypatch.setattr("musicgpt.midi_tokenizer._some", lambda levels, random: levels)
+    marks = {tokenizer.mark(name) for name in CONTROL_MARKS}
+    for metre, quarters in ((4, 4), 4.0), ((3, 4), 3.0), ((7, 8), 3.5):
+        if tokenizer.name == "structured" and metre != (4, 4):
+            continue
+        piece = score(metre, p0=[(i / 2, 0.5, 60 + i % 7) for i in range(int(20 * quarters * 2))])
+        ids = tokenizer.marked(piece, tokenizer.encode(piece))
+        runs = list(parted(tokenizer, ids).values())
+        assert len(runs) == 5
+        windows = dict(tokenizer.window(ids, first) for first in range(1, len(ids), len(ids) // 14))
+        found = set()
+        for start, header in windows.items():
+            if not header:  # behind the last bar line
+                continue
+            if tokenizer.name == "remi":
+                bar = sum(tokenizer.expansions[id][0] == "Bar_None" for id in ids[:start])
+            else:
+                begin = time_behind(tokenizer, ids[:start]) - time_behind(tokenizer, header)
+                bar = round(begin / tokenizer.wrapped.time_division / quarters)
+            said = [tokenizer.expansions[id][0] for id in header if id in marks]
+            assert said == (runs[bar // 4] if bar % 4 else [])
+            found.add(bar)
+        assert len(found) > 6
+
+
 def test_prepare_marks_training_documents_alone_and_the_same_with_two_workers(
     folk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -628,6 +658,10 @@ def test_controls_for_part_of_a_segment_are_said_of_all_of_it_and_that_is_report
     assert "--control bars=3-7 is asked of bars 1 to 7: of four at a time" in said
     assert piece.asked == [{(None, "key"): 12}] * 2
     assert piece.answers[0].startswith("key: asked C minor, C minor; made ")
+    for last, remarks in ((1, 0), (400, 1)):
+        said.clear()
+        model.generate(seconds=7.0, control=[f"bars=1-{last}:key=C minor"], max_polyphony=4, report=said.append)
+        assert len([line for line in said if line.startswith(f"--control bars=…-{last}: the piece has ")]) == remarks
 
 
 def test_from_training_to_asking_on_the_command_line(

@@ -227,12 +227,14 @@ def test_controls_are_asked_of_a_hole_four_bars_at_a_time(scheme: str, marked: b
                 per_bar = count / (3 if i == 2 else 4)
                 assert levels.get((program, "density")) == (sum(per_bar > e for e in (1, 2, 3, 4)) if count else None)
         assert take.answers[0].startswith("density of Acoustic Grand Piano: asked high, high, high; made ")
-    guided = model.infill(song, "3-13", ["0", "drums"], guidance=2.0, **options)[0]
-    check(song, guided.score, 3, 13, {0, 3}, {0, 128})
-    assert guided.notes != takes[0].notes
+    if not marked:  # many takes to choose from
+        return
     best = model.infill(song, "3-13", ["0", "drums"], num_samples=2, keep="best", **options)
     assert [take.notes for take in best] == [min(takes, key=lambda take: take.distance).notes]
-    assert model.infill(song, "3-13", ["0", "drums"], **options | {"density": "low"})[0].notes != takes[0].notes
+    for other in ({"density": "low"}, {"guidance": 2.0}):
+        take = model.infill(song, "3-13", ["0", "drums"], **options | other)[0]
+        check(song, take.score, 3, 13, {0, 3}, {0, 128})
+        assert take.notes != takes[0].notes
 
 
 def test_what_cannot_be_asked_of_a_hole_is_refused() -> None:
