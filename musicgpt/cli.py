@@ -165,14 +165,23 @@ def make_parser() -> Parser:
     )
     render.add_argument("--force", action="store_true", help="overwrite OUT")
 
-    evaluate = _verb(verbs, "evaluate", _evaluate, "measure a model on a corpus, beside trivial baselines")
-    evaluate.add_argument("checkpoint", metavar="CHECKPOINT", help="a checkpoint, or a run (its best one)")
-    evaluate.add_argument("corpus", metavar="CORPUS", help="a folder, a file, shards, or a name: folk, chorales")
-    evaluate.add_argument("--split", choices=("train", "val", "test"), default="val", help="which part of it (val)")
-    evaluate.add_argument("--stride", metavar="N", type=int, help="new ids a window; fewer, more context (half of it)")
-    evaluate.add_argument("--device", default="cpu", help="cpu, cuda, mps (cpu)")
-    _add_weights(evaluate)
+    evaluate = _verb(
+        verbs, "evaluate", _evaluate, "measure a model on a corpus, or pieces against real ones (--against)"
+    )
+    evaluate.add_argument("subject", metavar="CHECKPOINT", help="a checkpoint, or a run (its best one); or pieces")
+    evaluate.add_argument("corpus", nargs="?", metavar="CORPUS", help="a folder, a file, shards, or a name: folk …")
     evaluate.add_argument("--json", action="store_true", help="one JSON object")
+    scored = evaluate.add_argument_group("of a model, on CORPUS", argument_default=argparse.SUPPRESS)
+    scored.add_argument("--split", choices=("train", "val", "test"), help="which part of it (val)")
+    scored.add_argument("--stride", metavar="N", type=int, help="new ids a window; fewer, more context (half of it)")
+    scored.add_argument("--device", help="cpu, cuda, mps (cpu)")
+    _add_weights(scored)
+    compared = evaluate.add_argument_group("of pieces (a folder or a file)", argument_default=argparse.SUPPRESS)
+    compared.add_argument("--against", metavar="REAL", help="real pieces: a folder, a file, or a corpus by name")
+    compared.add_argument("--bars", metavar="N", type=int, help="compare the first N bars of each piece (the whole)")
+    compared.add_argument("--plot", metavar="OUT", type=Path, help="also draw the distributions: a .png or .svg")
+    compared.add_argument("--seed", metavar="N", type=int, help="of the intervals (0)")
+    compared.add_argument("--force", action="store_true", help="overwrite OUT")
 
     inspect = _verb(verbs, "inspect", _inspect, "say what a file or folder is and holds")
     inspect.add_argument("path", metavar="PATH", type=Path, help="music, a run, a checkpoint, shards, a ledger …")
@@ -194,7 +203,7 @@ def _verb(verbs: Any, name: str, function: Any, text: str) -> Parser:
     return parser
 
 
-def _add_weights(parser: Parser) -> None:
+def _add_weights(parser: Any) -> None:
     parser.add_argument(
         "--weights", choices=WEIGHT_KINDS, help="what the matrices are made into (as they are stored); int8 is fastest"
     )
@@ -411,18 +420,19 @@ def _render(options: argparse.Namespace) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
+    given = {name: value for name, value in vars(options).items() if name not in ("verb", "subject", "corpus", "json")}
+    if ("against" in given) == (options.corpus is not None):
+        raise UsageError("evaluate takes a checkpoint and a corpus, or pieces and --against real ones")
+    of_model = {"split", "stride", "device", "weights"}
+    if foreign := sorted(given.keys() & of_model if "against" in given else given.keys() - of_model):
+        wanted = "a checkpoint and a corpus" if "against" in given else "pieces and --against"
+        raise UsageError(f"{flag(foreign[0])} goes with {wanted}; leave it out")
+    if "against" in given:
+        _compare(options.subject, given.pop("against"), options.json, **given)
+        return
     from musicgpt.evaluate import evaluate
 
-    found = evaluate(
-        options.checkpoint,
-        options.corpus,
-        split=options.split,
-        stride=options.stride,
-        device=options.device,
-        weights=options.weights,
-        report=_report,
-        progress=_track,
-    )
+    found = evaluate(options.subject, options.corpus, **given, report=_report, progress=_track)
     if options.json:
         print(json.dumps(found))
         return
@@ -436,12 +446,33 @@ def _evaluate(options: argparse.Namespace) -> None:
         print("bits per note compare only at equal grid, velocity steps, tracks and number of notes")
 
 
+def _compare(
+    generated: str, real: str, as_json: bool, *, plot: Path | None = None, force: bool = False, **how: Any
+) -> None:
+    if plot is not None:
+        _check_picture(plot, "--plot", force)
+    from musicgpt import comparison
+    from musicgpt.files import write_bytes
+    from musicgpt.render import picture_bytes
+
+    found = comparison.compare(generated, real, **how, report=_report, progress=_track)
+    if plot is not None:
+        write_bytes(plot, picture_bytes(comparison.picture(found), plot.suffix.lower().removeprefix(".")))
+        _report(f"distributions drawn in {plot}")
+    print(json.dumps(comparison.as_json(found)) if as_json else "\n".join(comparison.in_words(found)))
+
+
+def _check_picture(out: Path, flag: str, force: bool) -> None:
+    """Raises: UsageError: it does not end as a picture does, or cannot be written without overwriting."""
+    if out.suffix.lower() not in (".png", ".svg"):
+        raise UsageError(f"{flag} {out}: expected a name that ends in .png or .svg")
+    _refuse_to_overwrite([out], force)
+
+
 def _inspect(options: argparse.Namespace) -> None:
     out: Path | None = options.out
     if out is not None:
-        if out.suffix.lower() not in (".png", ".svg"):
-            raise UsageError(f"-o {out}: expected a name that ends in .png or .svg")
-        _refuse_to_overwrite([out], options.force)
+        _check_picture(out, "-o", options.force)
     from musicgpt.describe import describe, in_words, loss_curve, picture
     from musicgpt.files import write_bytes
 

@@ -79,7 +79,7 @@ def measured(score: ScoreTick, begin: int = 0, end: int | None = None) -> list[S
 
     The end for `bars_left` is that of the last note. A segment without notes, behind it, has no values.
     """
-    notes = _notes(score)
+    notes = notes_of(score)
     lines = midi.BarLines(score)
     sounds = max(begin, int(notes["end"].max(initial=0)) - 1)
     first, last = lines.bar_at(begin), lines.bar_at(sounds if end is None else max(begin, end - 1))
@@ -103,7 +103,8 @@ Notes = dict[str, np.ndarray]
 """onset, end, pitch, rank: (N,) int64, by onset."""
 
 
-def _notes(score: ScoreTick) -> Notes:
+def notes_of(score: ScoreTick) -> Notes:
+    """All notes of a score; `rank` is the program, DRUMS for drums."""
     rows = [np.zeros((4, 0), dtype=np.int64)]
     for track in score.tracks:
         notes = track.notes.numpy()
@@ -192,11 +193,16 @@ def _measure_keys(segments: list[Segment], notes: Notes, bounds: np.ndarray) -> 
     pieces = _pieces({name: column[notes["rank"] != DRUMS] for name, column in notes.items()}, bounds)
     heard = np.zeros((len(segments), 12))
     np.add.at(heard, (pieces["segment"], pieces["pitch"] % 12), pieces["end"] - pieces["onset"])
-    heard -= heard.mean(axis=1, keepdims=True)
+    for segment, key in zip(segments, fitting_keys(heard), strict=True):
+        if key is not None:
+            segment.values[None, "key"] = float(key)
+
+
+def fitting_keys(heard: np.ndarray) -> list[int | None]:
+    """(N, 12) how much there is of each pitch class -> the key that fits each best, an index of `KEYS`, if one does."""
+    heard = heard - heard.mean(axis=1, keepdims=True)
     fits = heard @ ROTATED.T / np.maximum(np.linalg.norm(heard, axis=1, keepdims=True), 1e-9)
-    for segment, fit in zip(segments, fits, strict=True):
-        if fit.max() >= LEAST_FIT:
-            segment.values[None, "key"] = float(fit.argmax())
+    return [int(fit.argmax()) if fit.max() >= LEAST_FIT else None for fit in fits]
 
 
 def _measure_repetition(segments: list[Segment], notes: Notes, starts: np.ndarray, first: int) -> None:
