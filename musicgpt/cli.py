@@ -441,6 +441,11 @@ def _evaluate(options: argparse.Namespace) -> None:
     rows += [(f"{name}, without a model (nats)", loss) for name, loss in found["baselines"].items()]
     for name, value in rows:
         print(f"{name:34} {value:10.4f}")
+    unit = next((key for key in found if key.startswith("bits_per_") and found[key]), "loss")
+    parts = {"all": found, **found["by_folder"]}
+    print(f"{unit.replace('_', ' '):34} {'model':>10} {'back_off':>10} {'documents':>10}")
+    for name, part in parts.items():
+        print(f"  {name:32} {part[unit]:10.4f} {part['back_off'][unit]:10.4f} {part['documents']:10,}")
     print(f"{found['tokens']:,} tokens of {found['documents']:,} documents, split {found['split']}, each scored once")
     if found["bits_per_note"] is not None:
         print("bits per note compare only at equal grid, velocity steps, tracks and number of notes")

@@ -1,4 +1,4 @@
-"""How well ids are predicted: the loss of a model, and of trivial baselines on the same targets.
+"""How well ids are predicted: the loss of a model, and on the same targets of baselines that only count.
 
 Every id of a document but its BOS is scored once, EOS included. Half a context of ids stands before each one scored,
 as far as the document reaches back; nothing is padded. Bits per note are comparable only where grid, velocity steps,
@@ -7,9 +7,12 @@ tracks and the number of notes are the same: they are bits for all that the toke
 
 from __future__ import annotations
 
+import json
 import math
 import tempfile
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +26,7 @@ from musicgpt.config import PrepareConfig, Progress, Report, no_progress
 from musicgpt.corpus import resolve_corpus
 from musicgpt.errors import ShardsError
 from musicgpt.model import GPT
+from musicgpt.ngrams import ORDER, Ngrams
 from musicgpt.prepare import prepare
 from musicgpt.shards import Shard, Shards, is_shards
 
@@ -30,7 +34,8 @@ Window = tuple[Tensor, Tensor]
 """(1, T) ids and (1, T) targets."""
 
 COUNTED_IDS = 20_000_000
-"""Baselines are counted on about this many training ids at most, in the original keys, as validation is."""
+"""Baselines are counted on about this many training ids at most, in the original keys, as validation is; it takes the
+back-off model 1.4 GB of memory."""
 
 BITS_PER = {"notes": "bits_per_note", "seconds": "bits_per_second", "bytes": "bits_per_byte"}
 """What a tokenizer measures documents in -> the key of the result."""
@@ -52,8 +57,11 @@ def evaluate(
 ) -> dict[str, Any]:
     """The losses of a checkpoint on a split of shards, or of a corpus prepared with its tokenizer.
 
-    Keys: loss (nats per id), perplexity, tokens, baselines, split, documents; bits_per_note and bits_per_second of
-    music, bits_per_byte of text, None where they do not apply.
+    Keys: loss (nats per id), perplexity, tokens, split, documents; bits_per_note and bits_per_second of music,
+    bits_per_byte of text, None where they do not apply. baselines: losses without a model; back_off: that of ngrams.py
+    in bits also. by_folder: of each folder of the first level in the corpus ("." for files beside them) documents,
+    tokens, and losses and bits of the model and of back_off; empty without folders, or where the ledger does not
+    say it of each document (older shards, exercises in filling in).
 
     Raises:
         MusicGPTError: a checkpoint or corpus that cannot be used, shards of another tokenizer, an empty split.
@@ -81,24 +89,56 @@ def _evaluate(
     if shard.n_documents == 0:
         raise ShardsError(f"the split {split} of {shards.directory} is empty")
     documents = [shard.sequence(int(first)).astype(np.int64) for first in shard.documents[:-1]]
-    n_positions = model.config.n_positions
-    windows = list(windows_of(documents, n_positions, stride or max(1, n_positions // 2)))
-    count = sum(int((targets != IGNORED).sum()) for _, targets in windows)
-    loss = mean_loss(model, progress(windows, len(windows), "scoring"))
+    n_positions, V = model.config.n_positions, tokenizer.vocab_size
+    stride = stride or max(1, n_positions // 2)
+    windows = [(i, window) for i, one in enumerate(documents) for window in windows_of([one], n_positions, stride)]
+    scored = losses(model, progress((window for _, window in windows), len(windows), "scoring"))
+    tokens = np.array([len(document) - 1 for document in documents])
+    nats = np.bincount([i for i, _ in windows], weights=[nats for nats, _ in scored], minlength=len(documents))
+    p = Ngrams(originals(train, COUNTED_IDS), V).probabilities(documents)
+    counted = np.bincount(np.repeat(np.arange(len(documents)), tokens), weights=-np.log(p), minlength=len(documents))
     pairs = [(torch.from_numpy(d[None, :-1]), torch.from_numpy(d[None, 1:])) for d in documents]
-    result: dict[str, Any] = {
-        "loss": loss,
-        "perplexity": math.exp(min(loss, 700)),
-        "tokens": count,
+    plain = baselines(train, pairs, V) | {"copy": copy_baseline(train, documents, V)}
+
+    def scores(of: np.ndarray, said: dict[str, Any]) -> dict[str, Any]:
+        """Of these documents, which hold so many notes, seconds or bytes."""
+        count = int(tokens[of].sum())
+        model, back_off = (_scores(float(one[of].sum()), count, said) for one in (nats, counted))
+        return {"documents": len(of), "tokens": count, **model, "back_off": {"order": ORDER, **back_off}}
+
+    whole = scores(np.arange(len(documents)), said)
+    return {
+        **whole,
+        "perplexity": math.exp(min(whole["loss"], 700)),
         "split": split,
-        "documents": shard.n_documents,
-        "baselines": baselines(train, pairs, tokenizer.vocab_size)
-        | {"copy": copy_baseline(train, documents, tokenizer.vocab_size)},
+        "baselines": plain | {"back_off": whole["back_off"]["loss"]},
+        "by_folder": {name: scores(of, amounts) for name, of, amounts in _folders(shards, split)},
     }
-    for unit, key in BITS_PER.items():  # all keys always, so that a script can rely on them
-        amount = said.get(unit)
-        result[key] = loss * count / math.log(2) / amount if amount else None
-    return result
+
+
+def _scores(nats: float, tokens: int, said: dict[str, Any]) -> dict[str, float | None]:
+    """Loss and bits; all keys always, so that a script can rely on them."""
+    bits = {key: nats / math.log(2) / said[unit] if said.get(unit) else None for unit, key in BITS_PER.items()}
+    return {"loss": nats / max(1, tokens), **bits}
+
+
+def _folders(shards: Shards, split: str) -> Iterator[tuple[str, np.ndarray, dict[str, Any]]]:
+    """Folders of the first level with documents in a split: name, numbers of the documents, and their amounts."""
+    numbers: dict[str, list[int]] = defaultdict(list)
+    amounts: dict[str, Counter[str]] = defaultdict(Counter)
+    count = 0
+    broken = (OSError, ValueError, KeyError, TypeError, AttributeError)  # a ledger is for reading, and not checked
+    with suppress(*broken), open(shards.directory / "ledger.jsonl", encoding="utf-8") as lines:
+        for line in map(json.loads, lines):  # in the order of the documents
+            folder, inside, _ = line["path"].partition("/")
+            for said in line.get("splits", []):
+                if split in said:
+                    numbers[folder if inside else "."].append(count)
+                    amounts[folder if inside else "."].update(said[split])
+                    count += 1
+    if set(numbers) != {"."} and count == shards.split(split).n_documents:
+        for folder, of in sorted(numbers.items()):
+            yield folder, np.array(of), dict(amounts[folder])
 
 
 def windows_of(documents: Sequence[np.ndarray], n_positions: int, stride: int) -> Iterator[Window]:
@@ -116,17 +156,23 @@ def windows_of(documents: Sequence[np.ndarray], n_positions: int, stride: int) -
 
 
 @torch.no_grad()  # and not inference_mode: what FSDP gathers in it could not be trained on
-def mean_loss(model: GPT, windows: Iterable[Window], autocast: torch.dtype | None = None) -> float:
-    """Nats per target over all windows, each target once; the model is put back into the mode it was in."""
+def losses(model: GPT, windows: Iterable[Window], autocast: torch.dtype | None = None) -> list[tuple[float, int]]:
+    """Nats and targets of each window; the model is put back into the mode it was in."""
     was_training, device = model.training, model.wte.weight.device
     model.eval()
-    total, count = 0.0, 0
+    found = []
     with torch.autocast(device.type, autocast, enabled=autocast is not None):
         for ids, targets in windows:
-            total += float(model.loss(ids.to(device), targets.to(device), reduction="sum"))
-            count += int((targets != IGNORED).sum())
+            nats = float(model.loss(ids.to(device), targets.to(device), reduction="sum"))
+            found.append((nats, int((targets != IGNORED).sum())))
     model.train(was_training)
-    return total / count
+    return found
+
+
+def mean_loss(model: GPT, windows: Iterable[Window], autocast: torch.dtype | None = None) -> float:
+    """Nats per target over all windows, each target once."""
+    scored = losses(model, windows, autocast)
+    return sum(nats for nats, _ in scored) / sum(count for _, count in scored)
 
 
 def baselines(train: Shard, windows: Sequence[Window], vocab_size: int) -> dict[str, float]:

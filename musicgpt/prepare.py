@@ -19,7 +19,7 @@ import sqlite3
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
@@ -36,7 +36,7 @@ from musicgpt.isolation import Failure, Limits, Pool
 from musicgpt.journal import Document, Journal
 from musicgpt.marks import CONTROL_MARKS, FILL, STYLE, TRACKS
 from musicgpt.midi_tokenizer import MidiTokenizer
-from musicgpt.passes import Encoded, Found, Job, Rules, encode, sample, scan
+from musicgpt.passes import Encoded, Found, Job, Outcome, Rules, encode, sample, scan
 from musicgpt.shards import FORMAT, MANIFEST, PARTS, SPLITS, IndexWriter, Shards, checksums, ids_dtype, is_shards
 from musicgpt.tokenizer import Tokenizer, default_name, load_tokenizer, new_tokenizer
 
@@ -284,11 +284,10 @@ class Preparation:
                 line = _ledger_line(os.fsdecode(name), found, documents, tokenizer)
                 ledger.write(json.dumps(line, ensure_ascii=False) + "\n")
                 for outcome in (document.outcome for document in documents if document.outcome):
-                    whole = sum(lengths[0] for lengths in outcome.lengths.values())
-                    for split, lengths in outcome.lengths.items():
+                    for split, amounts in _amounts(outcome).items():
+                        lengths = outcome.lengths[split]
                         writers[split].add(lengths)
-                        share = lengths[0] / whole  # below 1 where the document is split inside
-                        totals[split].update({unit: amount * share for unit, amount in outcome.measure.items()})
+                        totals[split].update(amounts)
                         totals[split].update(
                             documents=1, sequences=len(lengths), ids=sum(lengths), ids_of_originals=lengths[0]
                         )
@@ -301,7 +300,7 @@ class Preparation:
                             ids=sum(lengths),
                             ids_of_originals=lengths[0],
                         )
-        return {split: {key: _tidy(value) for key, value in total.items()} for split, total in totals.items()}
+        return {split: _all_tidy(total) for split, total in totals.items()}
 
     def count_styles(self, styles: Sequence[str]) -> dict[str, int]:
         """How many training documents each style has, whether they say it or not."""
@@ -479,8 +478,23 @@ def _ledger_line(name: str, found: Found, documents: list[Document], tokenizer: 
     counts = Counter(dict.fromkeys((*tokenizer.units, *tokenizer.loss_kinds), 0.0))
     for outcome in kept:
         counts.update(outcome.measure | outcome.losses)
-    amounts = {key: _tidy(value) for key, value in counts.items()}
-    return {"path": name, "status": status, "reason": "; ".join(remarks), "documents": len(kept), **amounts}
+    parts = [_amounts(document.outcome) if document.outcome else {} for document in documents]
+    splits = [{split: _all_tidy(amounts) for split, amounts in part.items()} for part in parts]
+    line = {"path": name, "status": status, "reason": "; ".join(remarks), "documents": len(kept), "splits": splits}
+    return line | _all_tidy(counts)
+
+
+def _amounts(outcome: Outcome) -> dict[str, dict[str, float]]:
+    """The splits that a document is in, and what each has of it: less than the whole where it is split inside."""
+    whole = sum(lengths[0] for lengths in outcome.lengths.values())
+    return {
+        split: {unit: amount * lengths[0] / whole for unit, amount in outcome.measure.items()}
+        for split, lengths in outcome.lengths.items()
+    }
+
+
+def _all_tidy(amounts: Mapping[str, float]) -> dict[str, float]:
+    return {key: _tidy(value) for key, value in amounts.items()}
 
 
 def _tidy(value: float) -> float:

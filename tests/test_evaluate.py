@@ -96,7 +96,11 @@ def test_the_loss_of_a_run_is_what_plain_arithmetic_gives(run: Path) -> None:
     nats = found["loss"] * found["tokens"]
     assert found["bits_per_note"] == pytest.approx(nats / math.log(2) / said["notes"])
     assert found["bits_per_second"] == pytest.approx(nats / math.log(2) / said["seconds"])
-    assert set(found["baselines"]) == {"unigram", "bigram", "copy"}
+    assert set(found["baselines"]) == {"unigram", "bigram", "copy", "back_off"}
+    assert found["back_off"]["bits_per_note"] == pytest.approx(
+        found["bits_per_note"] * found["baselines"]["back_off"] / found["loss"]
+    )
+    assert found["by_folder"] == {}
     assert tokenizer.units == ("notes", "seconds")
 
 
@@ -106,6 +110,53 @@ def test_copying_is_good_where_all_repeats_and_useless_where_nothing_does() -> N
     for stream, low, high in ((repeats, 0.0, 0.2), (noise, 4.4, 5.0)):
         train = Shard(stream.astype("<u2"), np.array([0, len(stream)]), np.array([0, 1]))
         assert low < copy_baseline(train, [stream], 100) < high
+
+
+def test_folders_of_the_first_level_are_scored_apart_and_add_up(
+    run: Path, folk: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    corpus = tmp_path / "corpus"
+    for i, path in enumerate(sorted(folk.iterdir())[:18]):
+        folder = corpus / ("reels", "old_jigs/deep", ".")[i % 3]
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, folder)
+    main(f"prepare {corpus} --out {tmp_path / 'shards'} --tokenizer {run} --transpositions 1".split())
+    shards = Shards(tmp_path / "shards")
+    lines = [json.loads(line) for line in (tmp_path / "shards" / "ledger.jsonl").read_text().splitlines()]
+    for split, said in shards.manifest["splits"].items():
+        parts = [document[split] for line in lines for document in line["splits"] if split in document]
+        assert len(parts) == said["documents"]
+        for key in ("notes", "seconds"):
+            assert sum(part[key] for part in parts) == pytest.approx(said[key], abs=0.1)
+
+    found = evaluate(run, tmp_path / "shards", split="train", stride=128, report=print)
+    folders = found["by_folder"]
+    assert set(folders) == {".", "old_jigs", "reels"}
+    for key in ("documents", "tokens"):
+        assert sum(part[key] for part in folders.values()) == found[key]
+    for one in (lambda part: part, lambda part: part["back_off"]):
+        nats = sum(one(part)["loss"] * part["tokens"] for part in folders.values())
+        assert nats / found["tokens"] == pytest.approx(one(found)["loss"])
+        notes = sum(part["loss"] * part["tokens"] / math.log(2) / part["bits_per_note"] for part in folders.values())
+        assert notes == pytest.approx(shards.manifest["splits"]["train"]["notes"])
+
+    # the same documents by themselves
+    (tmp_path / "reels").mkdir()
+    for line in lines:
+        if line["path"].startswith("reels/") and line["splits"] and "train" in line["splits"][0]:
+            shutil.copy(corpus / line["path"], tmp_path / "reels")
+    main(f"prepare {tmp_path / 'reels'} --out {tmp_path / 'alone'} --tokenizer {run} --transpositions 1".split())
+    alone = [evaluate(run, tmp_path / "alone", split=split, stride=128, report=print) for split in ("train", "val")]
+    assert sum(part["documents"] for part in alone) == folders["reels"]["documents"]
+    nats = sum(part["loss"] * part["tokens"] for part in alone)
+    assert nats == pytest.approx(folders["reels"]["loss"] * folders["reels"]["tokens"], rel=1e-4)
+
+    capsys.readouterr()
+    main(f"evaluate {run} {tmp_path / 'shards'} --stride 128".split())
+    table = capsys.readouterr().out.splitlines()
+    assert next(line.split()[0] for line in table if line.startswith("  ")) == "all"
+    (tmp_path / "shards" / "ledger.jsonl").unlink()
+    assert evaluate(run, tmp_path / "shards", stride=128, report=print)["by_folder"] == {}
 
 
 def test_evaluate_on_files_and_as_json(
