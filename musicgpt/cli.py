@@ -419,6 +419,22 @@ def _render(options: argparse.Namespace) -> None:
     print(options.out)
 
 
+def _compare(
+    generated: str, real: str, as_json: bool, *, plot: Path | None = None, force: bool = False, **how: Any
+) -> None:
+    if plot is not None:
+        _check_picture(plot, "--plot", force)
+    from musicgpt import comparison
+    from musicgpt.files import write_bytes
+    from musicgpt.render import picture_bytes
+
+    found = comparison.compare(generated, real, **how, report=_report, progress=_track)
+    if plot is not None:
+        write_bytes(plot, picture_bytes(comparison.picture(found), plot.suffix.lower().removeprefix(".")))
+        _report(f"distributions drawn in {plot}")
+    print(json.dumps(comparison.as_json(found)) if as_json else "\n".join(comparison.in_words(found)))
+
+
 def _evaluate(options: argparse.Namespace) -> None:
     given = {name: value for name, value in vars(options).items() if name not in ("verb", "subject", "corpus", "json")}
     if ("against" in given) == (options.corpus is not None):
@@ -451,29 +467,6 @@ def _evaluate(options: argparse.Namespace) -> None:
         print("bits per note compare only at equal grid, velocity steps, tracks and number of notes")
 
 
-def _compare(
-    generated: str, real: str, as_json: bool, *, plot: Path | None = None, force: bool = False, **how: Any
-) -> None:
-    if plot is not None:
-        _check_picture(plot, "--plot", force)
-    from musicgpt import comparison
-    from musicgpt.files import write_bytes
-    from musicgpt.render import picture_bytes
-
-    found = comparison.compare(generated, real, **how, report=_report, progress=_track)
-    if plot is not None:
-        write_bytes(plot, picture_bytes(comparison.picture(found), plot.suffix.lower().removeprefix(".")))
-        _report(f"distributions drawn in {plot}")
-    print(json.dumps(comparison.as_json(found)) if as_json else "\n".join(comparison.in_words(found)))
-
-
-def _check_picture(out: Path, flag: str, force: bool) -> None:
-    """Raises: UsageError: it does not end as a picture does, or cannot be written without overwriting."""
-    if out.suffix.lower() not in (".png", ".svg"):
-        raise UsageError(f"{flag} {out}: expected a name that ends in .png or .svg")
-    _refuse_to_overwrite([out], force)
-
-
 def _inspect(options: argparse.Namespace) -> None:
     out: Path | None = options.out
     if out is not None:
@@ -488,6 +481,13 @@ def _inspect(options: argparse.Namespace) -> None:
         write_bytes(out, picture(loss_curve(options.path), out.suffix.lower()))
         _report(f"losses drawn in {out}")
     print(json.dumps(description) if options.json else in_words(description))
+
+
+def _check_picture(out: Path, flag: str, force: bool) -> None:
+    """Raises: UsageError: it does not end as a picture does, or cannot be written without overwriting."""
+    if out.suffix.lower() not in (".png", ".svg"):
+        raise UsageError(f"{flag} {out}: expected a name that ends in .png or .svg")
+    _refuse_to_overwrite([out], force)
 
 
 def _refuse_to_overwrite(paths: Sequence[Path], force: bool) -> None:
