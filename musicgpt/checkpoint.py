@@ -38,7 +38,7 @@ WEIGHTS = "model.safetensors"
 PREFIX = "transformer."
 """GPT2LMHeadModel holds the stack under this name; older files leave it out."""
 
-FETCHED = ("*.json", "*.safetensors", "merges.txt", "vocab.bpe")
+FETCHED = ("*.json", "*.safetensors", "*.safetensors.xz", "merges.txt", "vocab.bpe")
 """What is fetched of a model on the Hub: nothing pickled."""
 
 NOT_WEIGHTS = (".attn.bias", ".attn.masked_bias")

@@ -121,6 +121,15 @@ def make_parser() -> Parser:
         "--keep", choices=("best",), help="of --num-samples, the one nearest to the controls asked for (density, key …)"
     )
     piece.add_argument("--seed", metavar="N", type=int, help="another number, another result (0)")
+    piece.add_argument(
+        "--max-copied-bars", metavar="N", type=int, help="sample again where more bars are shared with a training piece"
+    )
+    piece.add_argument(
+        "--against",
+        metavar="WHERE",
+        type=Path,
+        help="look for copies in these shards, or this index (CHECKPOINT's own)",
+    )
     piece.add_argument("--stream", action="store_true", help="also print each note as it is made, as a JSON line")
     choice = generate.add_argument_group("how ids are chosen", argument_default=argparse.SUPPRESS)
     _add_fields(choice, SamplingConfig)
@@ -182,6 +191,22 @@ def make_parser() -> Parser:
     compared.add_argument("--plot", metavar="OUT", type=Path, help="also draw the distributions: a .png or .svg")
     compared.add_argument("--seed", metavar="N", type=int, help="of the intervals (0)")
     compared.add_argument("--force", action="store_true", help="overwrite OUT")
+
+    originality = _verb(
+        verbs, "originality", _originality, "say what a piece shares with training pieces, in any key and tempo"
+    )
+    originality.add_argument("piece", nargs="?", metavar="MIDI", type=Path, help="a file of music")
+    originality.add_argument(
+        "--against",
+        metavar="WHERE",
+        type=Path,
+        help="shards, an index that was made of them, or a checkpoint that holds one (the index that ships)",
+    )
+    originality.add_argument(
+        "-o", "--out", metavar="INDEX", type=Path, help="keep the index of the shards, to give again"
+    )
+    originality.add_argument("--json", action="store_true", help="one JSON object")
+    originality.add_argument("--force", action="store_true", help="overwrite INDEX")
 
     inspect = _verb(verbs, "inspect", _inspect, "say what a file or folder is and holds")
     inspect.add_argument("path", metavar="PATH", type=Path, help="music, a run, a checkpoint, shards, a ledger …")
@@ -325,6 +350,9 @@ def _generate(options: argparse.Namespace) -> None:
     suffix = model.tokenizer.suffixes[0]
     prints = model.tokenizer.prints
     out = options.out or (None if prints else Path("out" + suffix))
+    against = asked.pop("against", None)
+    if prints and (against is not None or "max_copied_bars" in asked):
+        raise UsageError("--against and --max-copied-bars look for copies in music; this is a model of text")
     num_samples, best_of = asked.pop("num_samples", 1), asked.pop("best_of", 1)
     paths = _outputs(out, suffix, 1 if "keep" in asked else num_samples, options.force) if out else []
     if options.replay is not None:
@@ -341,7 +369,9 @@ def _generate(options: argparse.Namespace) -> None:
     streams = asked.pop("stream", False)
     include_prompt = not asked.pop("no_include_prompt", False)
     asked |= {"include_prompt": include_prompt, "report": _report}
-    if num_samples == best_of == 1 and "keep" not in asked and (streams or (prints and out is None)):
+    index = _index(against) if against is not None else model.index
+    chooses = {"keep", "max_copied_bars"} & asked.keys()
+    if num_samples == best_of == 1 and not chooses and (streams or (prints and out is None)):
         stream = model.stream(prompt, **asked)
         if prints and include_prompt:
             print(model.tokenizer.decode(stream.prompt_ids), end="")
@@ -351,9 +381,9 @@ def _generate(options: argparse.Namespace) -> None:
             print()
         pieces = [stream.piece()]
     elif streams:
-        raise UsageError("--stream shows one piece: leave out --num-samples, --best-of and --keep")
+        raise UsageError("--stream shows one piece: leave out --num-samples, --best-of, --keep, --max-copied-bars")
     else:
-        pieces = model.generate_many(num_samples, prompt, best_of=best_of, **asked)
+        pieces = model.generate_many(num_samples, prompt, best_of=best_of, against=index, **asked)
         if prints and not paths:
             print("\n".join(f"--- {i}\n{piece.document}" for i, piece in enumerate(pieces, 1)))
     for piece, path in zip(pieces, paths, strict=False):
@@ -362,6 +392,8 @@ def _generate(options: argparse.Namespace) -> None:
             _report("of {:,} ids guessed ahead {:,} came true".format(*piece.guessed))
         for line in piece.answers:
             _report(line)
+        if index is not None:
+            _report(piece.originality(index).in_line())
         if not streams:
             print(path)
 
@@ -465,6 +497,28 @@ def _evaluate(options: argparse.Namespace) -> None:
     print(f"{found['tokens']:,} tokens of {found['documents']:,} documents, split {found['split']}, each scored once")
     if found["bits_per_note"] is not None:
         print("bits per note compare only at equal grid, velocity steps, tracks and number of notes")
+
+
+def _originality(options: argparse.Namespace) -> None:
+    from musicgpt.originality import compare_file
+
+    if options.out is not None:
+        _refuse_to_overwrite([options.out], options.force)
+    elif options.piece is None:
+        raise UsageError("nothing to do: name a file of music, or with -o where to keep an index")
+    index = _index(options.against)
+    if options.out is not None:
+        index.write(options.out)
+        _report(f"index of {len(index.names):,} pieces in {options.out}")
+    if options.piece is not None:
+        found = compare_file(options.piece, index)
+        print(json.dumps(asdict(found)) if options.json else found.in_words())
+
+
+def _index(where: Path | None) -> Any:
+    from musicgpt.originality import open_index
+
+    return open_index(where, _track)
 
 
 def _inspect(options: argparse.Namespace) -> None:

@@ -14,6 +14,7 @@ from functools import cached_property
 from importlib.metadata import version
 from inspect import signature
 from itertools import islice
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ from musicgpt.int8 import is_int8
 from musicgpt.marks import Levels
 from musicgpt.midi_tokenizer import MidiTokenizer
 from musicgpt.model import GPT
+from musicgpt.originality import NAME, Index, Originality
 from musicgpt.phrases import read_phrase
 from musicgpt.provenance import provenance_text, read_provenance
 from musicgpt.request import Answer, Row, check_asked, read_options
@@ -55,6 +57,9 @@ PATIENCE_SECONDS = 2.0
 
 MAX_NEW_TOKENS = 512
 """Where no length is asked for."""
+
+MOST_ATTEMPTS = 5
+"""A request that forbids longer copies is made so often before it gives the least copied."""
 
 WRITTEN_ANEW = "the file cannot be edited, {}: it is written anew, with a channel for each track"
 
@@ -98,6 +103,13 @@ class Piece(Answer):
         """The `symusic.Score` of a piece of music."""
         return self.document
 
+    def originality(self, index: Index) -> Originality:
+        """What its new bars share with the pieces of an index."""
+        score = self.score
+        begin = round(self.boundary * score.ticks_per_quarter) if self.include_prompt else 0
+        style = self.provenance.get("settings", {}).get("style")
+        return index.compare(score, midi.BarLines(score).bar_at(begin), style=style)
+
     def _repr_html_(self) -> str:
         boundary = self.boundary if self.include_prompt and self.prompt_ids else None
         prompt = self.tokenizer.decode(self.prompt_ids) if boundary is not None else None
@@ -122,10 +134,24 @@ class LanguageModel:
     >>> piece.save("out.mid")                                          # doctest: +SKIP
     """
 
-    def __init__(self, model: GPT, tokenizer: Tokenizer[Any], engine: TorchEngine | None = None) -> None:
+    def __init__(
+        self,
+        model: GPT,
+        tokenizer: Tokenizer[Any],
+        engine: TorchEngine | None = None,
+        directory: Path | None = None,
+    ) -> None:
         self.model = model.eval()
         self.tokenizer = tokenizer
         self.engine = engine or TorchEngine(model)
+        self.directory = directory
+        """The checkpoint, where it is one."""
+
+    @cached_property
+    def index(self) -> Index | None:
+        """The pieces it was trained on, where its checkpoint carries them. Raises: InputError: it cannot be read."""
+        path = None if self.directory is None else self.directory / NAME
+        return Index.read(path) if path is not None and path.is_file() else None
 
     @property
     def midi_tokenizer(self) -> MidiTokenizer:
@@ -162,6 +188,9 @@ class LanguageModel:
         *,
         best_of: int = 1,
         keep: str | None = None,
+        max_copied_bars: int | None = None,
+        against: Index | None = None,
+        seed: int = 0,
         report: Report = lambda text: None,
         **options: Any,
     ) -> list[Piece]:
@@ -171,9 +200,11 @@ class LanguageModel:
         `max_new_tokens`: at most so many ids, cut back to the last complete note (512 where nothing is asked for).
         `prompt_bars`, `prompt_tokens`: use the first of the prompt only. `include_prompt`: whether it is in the result.
         `seed`: another number, another result. `best_of`: make so many for each, and keep the one the model finds most
-        likely. `keep`: "best" gives one piece, that which is nearest to the controls asked for. The fields of
-        `Constraints` say what the music keeps to, those of `SamplingConfig` how ids are chosen.
-        `report` gets a line for each thing in the prompt that had to be changed.
+        likely. `keep`: "best" gives one piece, that which is nearest to the controls asked for. `max_copied_bars`:
+        where a passage in more bars is shared with a training piece, make it again with the next seed, and of
+        MOST_ATTEMPTS keep the least copied; the training pieces are those of an index `against` which it is compared,
+        or of the checkpoint. The fields of `Constraints` say what the music keeps to, those of `SamplingConfig` how
+        ids are chosen. `report` gets a line for each thing in the prompt that had to be changed.
 
         Raises:
             InputError: the prompt cannot be read, or no note fits what was asked.
@@ -184,7 +215,14 @@ class LanguageModel:
             raise UsageError(f"best_of {best_of}: expected at least 1, at most {MAX_SAMPLES:,}")
         if keep and best_of > 1:
             raise UsageError("keep and best_of, which keeps the likeliest: expected one of them")
-        stream = Stream(self, prompt, num_samples=num_samples * best_of, report=report, **options)
+        if max_copied_bars is not None:
+            asked: dict[str, Any] = {"best_of": best_of, "keep": keep, **options}
+            attempts = (
+                self.generate_many(num_samples, prompt, seed=seed + n if n else seed, report=say, **asked)
+                for n, say in enumerate([report] + [lambda text: None] * (MOST_ATTEMPTS - 1))
+            )
+            return self._least_copied(attempts, max_copied_bars, against, report)
+        stream = Stream(self, prompt, num_samples=num_samples * best_of, seed=seed, report=report, **options)
         stream.settings["best_of"] = best_of
         check_asked(stream.constraints, stream.sampling, keep)
         if keep is not None:
@@ -203,6 +241,30 @@ class LanguageModel:
             rows_of = [range(i * best_of, (i + 1) * best_of) for i in rows]
             return [stream.piece(max(of, key=scores.__getitem__), i) for i, of in enumerate(rows_of)]
         return [stream.piece(row, row) for row in rows]
+
+    def _least_copied(
+        self, attempts: Iterator[list[Piece]], most_bars: int, against: Index | None, report: Report
+    ) -> list[Piece]:
+        """Attempts until every piece is original enough -> each piece from the attempt in which it was most so."""
+        index = against or (None if self.tokenizer.prints else self.index)
+        if not isinstance(most_bars, int) or most_bars < 0:
+            raise UsageError(f"max_copied_bars {most_bars!r}: expected at least 0")
+        if index is None:
+            raise UsageError(
+                "max_copied_bars: this checkpoint holds no index of its training pieces: say against which"
+            )
+        kept: list[tuple[int, Piece]] = []
+        made = 0
+        for pieces in attempts:
+            made += 1
+            found = [(piece.originality(index).longest_bars, piece) for piece in pieces]
+            kept = [min(pair, key=itemgetter(0)) for pair in zip(kept or found, found, strict=True)]
+            if max(bars for bars, _ in kept) <= most_bars:
+                break
+        if made > 1:
+            longest = max(bars for bars, _ in kept)
+            report(f"made {made} times for passages that training pieces have; the longest is now in {longest} bars")
+        return [piece for _, piece in kept]
 
     def stream(self, prompt: Prompt = None, **options: Any) -> Stream:
         """One piece as it is made: iterate over its notes, or a text's characters; `.piece()` closes it, at any time.
@@ -597,6 +659,8 @@ class Stream:
         per_quarter = grammar.vocabulary.ticks_per_quarter
         last = grammar.end(made.state)
         begin, end = grammar.boundary / per_quarter, last / per_quarter if last is not None and made.reached else None
+        if self._include_prompt and begin:
+            provenance["boundary_quarters"] = begin
         new_ids = [*grammar.prelude, *made.ids]
         tokenizer = self._model.tokenizer
         controls: list[Levels] = []
@@ -652,5 +716,6 @@ def load(
         CheckpointError: no checkpoint there, or one that does not fit.
         TokenizerError: it holds no tokenizer, or one that is refused.
     """
-    model, tokenizer = checkpoint.load(directory, revision=revision, device=device, weights=weights)
-    return LanguageModel(model, tokenizer, CpuEngine(model) if CpuEngine.serves(model) else None)
+    directory = checkpoint.resolve_checkpoint(directory, revision)
+    model, tokenizer = checkpoint.load(directory, device=device, weights=weights)
+    return LanguageModel(model, tokenizer, CpuEngine(model) if CpuEngine.serves(model) else None, directory)

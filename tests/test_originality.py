@@ -1,0 +1,344 @@
+"""What was copied is found with its bars and its name, in any key and tempo; what was not, is not."""
+
+from __future__ import annotations
+
+import json
+import lzma
+import random
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load, save
+from symusic.core import NoteTick, NoteTickList, ScoreTick, TimeSignatureTick, TrackTick
+
+import musicgpt
+from musicgpt import midi
+from musicgpt.cli import main
+from musicgpt.compose import MOST_ATTEMPTS
+from musicgpt.config import PrepareConfig
+from musicgpt.errors import InputError, ShardsError, UsageError
+from musicgpt.lines import lines_of
+from musicgpt.originality import NAME, Index, compare_file
+from musicgpt.prepare import prepare
+from musicgpt.tokenizer import load_tokenizer
+
+SIXTEENTH = 120
+
+
+def line(pitches: Any, *, drums: bool = False) -> ScoreTick:
+    """One voice in sixteenths at 480 ticks a quarter note, in 4/4."""
+    score, track = ScoreTick(480), TrackTick("", 0, drums)
+    track.notes = NoteTickList([NoteTick(SIXTEENTH * n, SIXTEENTH, int(p), 80) for n, p in enumerate(pitches)])
+    score.time_signatures.append(TimeSignatureTick(0, 4, 4))
+    score.tracks.append(track)
+    return score
+
+
+def changed(score: ScoreTick, change: Any) -> ScoreTick:
+    """`change` gives time, duration and pitch of each note, which it gets with its number."""
+    copy = score.copy()
+    for track in copy.tracks:
+        notes = [(*change(n, note), note.velocity) for n, note in enumerate(track.notes)]
+        track.notes = NoteTickList([NoteTick(*note) for note in notes])
+    return copy
+
+
+def planted(source: ScoreTick, host: ScoreTick, first: int, bars: int, at: int) -> ScoreTick:
+    """Bars of the source in the place of as many of the host, from its bar `at` on; both are in 4/4."""
+    begin, end = ((first + n - 1) * 16 * SIXTEENTH for n in (0, bars))
+    by = (at - first) * 16 * SIXTEENTH
+    copy = host.copy()
+    track, theirs = copy.tracks[0], source.tracks[0]
+    kept = [note for note in track.notes if not begin <= note.time - by < end]
+    new = [NoteTick(n.time + by, n.duration, n.pitch, n.velocity) for n in theirs.notes if begin <= n.time < end]
+    track.notes = NoteTickList([*kept, *new])
+    return copy
+
+
+def walk(seed: int, n: int) -> ScoreTick:
+    """A line that goes by chance, in steps and leaps, and stays where a voice does."""
+    steps = np.random.default_rng(seed).integers(-5, 6, n)
+    return line(60 + np.abs(np.cumsum(steps) % 48 - 24))
+
+
+@pytest.fixture(scope="module")
+def index(tunes: list[ScoreTick]) -> Index:
+    """Of 150 tunes; the other thirty are held out."""
+    return Index.of((f"aird/{n}.mid", score) for n, score in enumerate(tunes[:150]))
+
+
+@pytest.fixture(scope="module")
+def walks() -> Index:
+    return Index.of((f"walk {seed}", walk(seed, 512)) for seed in range(20))
+
+
+def test_a_training_piece_is_found_whole(index: Index, tunes: list[ScoreTick]) -> None:
+    for n in range(0, 150, 10):
+        found = index.compare(tunes[n])
+        bars = (1, midi.last_bar(tunes[n]))
+        longest = found.matches[0]
+        assert (longest.piece, longest.bars, longest.piece_bars) == (f"aird/{n}.mid", bars, bars)
+        assert (longest.transposition, longest.equal, longest.kind) == (0, 1.0, "exact")
+        assert (found.share_copied, found.longest_bars) == (1.0, bars[1])
+
+
+@pytest.mark.parametrize("semitones", [-12, -5, 1, 7])
+@pytest.mark.parametrize("tempo", [0.5, 1, 2, 3])
+def test_key_tempo_and_instrument_are_set_aside(
+    index: Index, tunes: list[ScoreTick], semitones: int, tempo: float
+) -> None:
+    for n in (0, 70, 140):
+        copy = changed(tunes[n], lambda _, note: (int(note.time * tempo), int(note.duration * tempo), note.pitch))
+        moved = midi.transposed(copy, semitones)
+        assert moved is not None
+        moved.tracks[0].program = 40
+        found = index.compare(moved)
+        assert found.share_copied == 1
+        assert (found.matches[0].piece, found.matches[0].transposition) == (f"aird/{n}.mid", semitones)
+        assert found.matches[0].kind == "exact"
+
+
+def test_near_copies_are_found_and_called_near(index: Index, tunes: list[ScoreTick]) -> None:
+    chance = random.Random(1)
+
+    def other_notes(n: int, note: NoteTick) -> tuple[int, int, int]:
+        return note.time, note.duration, note.pitch + (chance.choice((-3, -2, -1, 1, 2, 3)) if n % 8 == 3 else 0)
+
+    def dotted(n: int, note: NoteTick) -> tuple[int, int, int]:
+        return note.time + (note.duration // 2 if n % 2 else 0), max(1, note.duration // 2), note.pitch
+
+    def fewer(n: int, note: NoteTick) -> tuple[int, int, int]:
+        return note.time if n % 16 else 10**6, note.duration, note.pitch
+
+    for change in (other_notes, dotted, fewer):
+        for n in range(0, 150, 15):
+            found = index.compare(changed(tunes[n], change))
+            assert found.share_copied > 0.6
+            assert found.matches[0].piece == f"aird/{n}.mid"
+            assert found.matches[0].kind == "near"
+            assert 0.8 < found.matches[0].equal <= 1
+
+
+@pytest.mark.parametrize("bars", [2, 4, 8, 16])
+def test_a_planted_passage_is_found_with_its_bars_on_both_sides(walks: Index, bars: int) -> None:
+    for seed in range(20):
+        piece = planted(walk(seed, 512), walk(100 + seed, 512), 1 + seed % 12, bars, 9)
+        match, *others = walks.compare(piece).matches
+        assert not others
+        assert match.piece == f"walk {seed}"
+        assert match.notes >= 16 * bars
+        # a neighbour may fit by chance
+        assert abs(match.bars[0] - 9) <= 1
+        assert abs(match.bars[1] - (8 + bars)) <= 1
+        assert match.piece_bars[0] - match.bars[0] == 1 + seed % 12 - 9
+
+
+def test_a_copy_beside_other_voices_is_found(walks: Index) -> None:
+    piece = walk(7, 512)
+    for program, seed in ((19, 200), (73, 201)):
+        piece.tracks.append(walk(seed, 512).tracks[0])
+        piece.tracks[-1].program = program
+    found = walks.compare(piece)
+    assert [(match.piece, match.bars) for match in found.matches] == [("walk 7", (1, 32))]
+    assert found.share_copied == pytest.approx(1 / 3, abs=0.01)
+
+
+def test_what_was_not_copied_is_not_found(walks: Index) -> None:
+    for seed in range(100, 140):
+        found = walks.compare(walk(seed, 512))
+        assert (found.share_copied, found.longest_bars, found.matches) == (0, 0, [])
+
+
+@pytest.mark.parametrize(
+    "pitches",
+    [[60] * 256, [60, 67, 64, 67] * 64, list(range(30, 100)) * 3, [60 + n % 2 for n in range(256)]],
+    ids=["one note", "Alberti bass", "chromatic scale", "trill"],
+)
+def test_what_is_in_all_music_is_no_copy(tunes: list[ScoreTick], pitches: list[int]) -> None:
+    index = Index.of([("plain", line(pitches)), *((str(n), score) for n, score in enumerate(tunes))])
+    assert index.compare(line(pitches)).matches == []
+
+
+def test_drums_are_left_out(walks: Index) -> None:
+    drums = line([36, 42, 38, 42] * 64, drums=True)
+    assert len(lines_of(drums).pitch) == 0
+    assert walks.compare(drums).share_copied == 0
+    with pytest.raises(InputError, match="not drums"):
+        Index.of([("drums", drums)])
+    both = Index.of([("drums", drums), ("walk", walk(1, 512))])
+    assert both.compare(walk(1, 512)).matches[0].piece == "walk"
+    assert walks.compare(ScoreTick(480)).matches == []
+
+
+def test_an_index_is_the_same_when_read_back(index: Index, tunes: list[ScoreTick], tmp_path: Path) -> None:
+    index.measure([("aird/150.mid", tunes[150]), ("other/151.mid", tunes[151])])
+    index.write(tmp_path / NAME)
+    again = Index.read(tmp_path / NAME)
+    assert again.normal == index.normal
+    assert again.normal.keys() == {"", "aird", "other"}
+    for score in (*tunes[:150:30], *tunes[150::5]):
+        assert again.compare(score) == index.compare(score)
+    for name, rows in vars(index.lines).items():
+        assert np.array_equal(getattr(again.lines, name), rows)
+
+
+def test_a_damaged_or_hostile_index_is_refused(walks: Index, tmp_path: Path) -> None:
+    path = tmp_path / NAME
+    walks.write(path)
+    whole = path.read_bytes()
+    rows = load(lzma.decompress(whole))
+    about = {"about": json.dumps({"names": walks.names, "normal": {}})}
+
+    def packed(metadata: dict[str, str] = about, **other: np.ndarray) -> bytes:
+        return lzma.compress(save({**rows, **other}, metadata))
+
+    path.write_bytes(packed())
+    assert Index.read(path).names == walks.names
+    huge = np.full_like(rows["lengths"], 2**31 - 1)
+    for data in (
+        b"",
+        b"music",
+        whole[:-9],
+        whole[:200] + bytes(100) + whole[300:],
+        lzma.compress(b"music"),
+        lzma.compress(bytes(2**20)),
+        packed({}),
+        packed({"about": "[]"}),
+        packed({"about": json.dumps({"names": ["one"], "normal": {}})}),
+        packed(lengths=huge),
+        packed(lengths=-huge),
+        packed(piece=rows["piece"] - 1),
+        packed(gap=rows["gap"][:-1]),
+        packed(pitch=rows["pitch"].astype(np.float32)),
+        packed(pitch=rows["pitch"][None]),
+    ):
+        path.write_bytes(data)
+        with pytest.raises(InputError, match="is no index of training pieces"):
+            Index.read(path)
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory, tunes: list[ScoreTick]) -> Path:
+    """Forty tunes in two folders, with transpositions and exercises."""
+    folder = tmp_path_factory.mktemp("originality")
+    for n, score in enumerate(tunes[:40]):
+        path = folder / "corpus" / ("odd" if n % 2 else "even") / f"{n:02d}.mid"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        midi.write_midi(score, path)
+    config = PrepareConfig(transpositions=2, infill=1.0, infill_ids=256)
+    shards = prepare(folder / "corpus", folder / "shards", config, report=lambda text: None)
+    assert shards.manifest["splits"]["train"]["exercises"]
+    return folder / "shards"
+
+
+def test_shards_become_an_index_of_their_training_files(
+    shards: Path, tunes: list[ScoreTick], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(f"originality --against {shards} -o {tmp_path / NAME}".split())
+    index = Index.read(tmp_path / NAME)
+    assert len(index.names) == len(set(index.names)) > 25
+    assert index.normal.keys() > {""}
+    for name in index.names[::9]:
+        found = index.compare(tunes[int(name[-6:-4])])
+        assert (found.matches[0].piece, found.matches[0].transposition) == (name, 0)
+    piece = tmp_path / "piece.mid"
+    midi.write_midi(tunes[int(index.names[0][-6:-4])], piece)
+    capsys.readouterr()
+    for where in (tmp_path, tmp_path / NAME, shards):  # a folder that holds one, as a checkpoint may
+        main(["originality", str(piece), "--against", str(where), "--json"])
+        found = json.loads(capsys.readouterr().out)
+        assert found.keys() == {"share_copied", "longest_bars", "matches", "normal_share"}
+        assert found["matches"][0]["piece"] == index.names[0]
+        assert found["normal_share"] == index.normal[""]
+    main(["originality", str(piece), "--against", str(tmp_path)])
+    first, heads, row, *_ = capsys.readouterr().out.splitlines()
+    assert "100.0% of the notes" in first
+    assert heads.split()[0] == "bars"
+    assert row.endswith(index.names[0])
+
+
+def test_shards_without_a_ledger_number_their_pieces(shards: Path, tmp_path: Path) -> None:
+    shutil.copytree(shards, tmp_path / "shards")
+    (tmp_path / "shards" / "ledger.jsonl").unlink()
+    index = Index.of_shards(musicgpt.shards.Shards(tmp_path / "shards"), load_tokenizer(shards))
+    assert index.names[0] == "train 1"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ("originality", "nothing to do"),
+        ("originality {piece}", "--against SHARDS"),
+        ("originality {piece} --against {folder}", "expected one of these"),
+        ("originality {piece} --against {piece}", "is no index of training pieces"),
+        ("originality {folder}/none.mid --against {index}", "cannot read"),
+        ("originality --against {index} -o {index}", "there already"),
+    ],
+)
+def test_a_mistake_is_one_line(
+    arguments: str, said: str, tmp_path: Path, walks: Index, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "empty").mkdir()
+    walks.write(tmp_path / "index")
+    midi.write_midi(walk(1, 512), tmp_path / "piece.mid")
+    names = {"folder": tmp_path / "empty", "piece": tmp_path / "piece.mid", "index": tmp_path / "index"}
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments.format(**names).split())
+    assert stopped.value.code == 1
+    assert said in capsys.readouterr().err
+    assert "\n" not in capsys.readouterr().err.strip()
+
+
+def test_text_has_no_index(tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("Once upon a time. " * 100)
+    config = PrepareConfig(tokenizer="characters")
+    shards = prepare(tmp_path / "text.txt", tmp_path / "shards", config, report=lambda text: None)
+    with pytest.raises(ShardsError, match="expected music"):
+        Index.of_shards(shards, load_tokenizer(tmp_path / "shards"))
+
+
+def test_of_what_we_made_the_new_bars_count(run: Path, tunes: list[ScoreTick], tmp_path: Path) -> None:
+    prompt = tmp_path / "prompt.mid"
+    midi.write_midi(tunes[0], prompt)
+    index = Index.of([("prompt", tunes[0])])
+    model = musicgpt.load(run)
+    piece = model.generate(prompt, prompt_bars=6, bars=4, seed=3)
+    assert index.compare(piece.score).matches[0].bars == (1, 6)
+    piece.save(tmp_path / "out.mid")
+    assert compare_file(tmp_path / "out.mid", index) == piece.originality(index)
+    assert all(match.bars[0] > 6 for match in piece.originality(index).matches)
+    alone = model.generate(prompt, prompt_bars=6, bars=4, seed=3, include_prompt=False)
+    assert Index.of([("new", alone.score)]).compare(piece.score, 7).share_copied == 1
+
+
+def test_copies_are_made_again(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = musicgpt.load(run)
+    asked: dict[str, Any] = {"bars": 8, "temperature": 1.5}
+    takes = [model.generate(seed=seed, **asked) for seed in range(MOST_ATTEMPTS)]
+    first = Index.of([("first", takes[0].score)])
+    assert takes[0].originality(first).longest_bars > 4
+    remarks: list[str] = []
+    piece = model.generate(max_copied_bars=4, against=first, report=remarks.append, **asked)
+    assert piece.originality(first).longest_bars <= 4
+    assert piece.new_ids == takes[piece.provenance["seed"]].new_ids
+    assert "made 2 times" in remarks[-1]
+    every = Index.of((str(n), take.score) for n, take in enumerate(takes))
+    kept = model.generate(max_copied_bars=0, against=every, report=remarks.append, **asked)
+    assert f"made {MOST_ATTEMPTS} times" in remarks[-1]
+    assert kept.originality(every).longest_bars == min(take.originality(every).longest_bars for take in takes)
+    with pytest.raises(UsageError, match="no index"):
+        model.generate(max_copied_bars=4, **asked)
+
+    checkpoint = tmp_path / "checkpoint"  # one that holds an index is compared with it every time
+    shutil.copytree(run / "best", checkpoint)
+    first.write(checkpoint / NAME)
+    out = tmp_path / "out.mid"
+    main(f"generate {checkpoint} --bars 8 --temperature 1.5 -o {out}".split())
+    assert "as in first" in capsys.readouterr().err
+    main(f"generate {checkpoint} --bars 8 --temperature 1.5 --max-copied-bars 4 -o {out} --force".split())
+    assert "made 2 times" in capsys.readouterr().err
+    main(f"generate {checkpoint} --replay {out} -o {tmp_path / 'again.mid'}".split())
+    assert out.read_bytes() == (tmp_path / "again.mid").read_bytes()
