@@ -93,7 +93,7 @@ def test_the_commands_of_the_readme_run(
 ) -> None:
     """With a folder, a phrase and a run of the names the README uses, and few steps."""
     monkeypatch.chdir(tmp_path)
-    for name in ("my_midis", "pop909"):
+    for name in ("my_midis", "pop909", "made"):
         (tmp_path / name).symlink_to(folk)
     (tmp_path / "benchmarks").symlink_to(ROOT / "benchmarks")
     (tmp_path / "phrase.mid").write_bytes((folk / "004.mid").read_bytes())
