@@ -1,4 +1,5 @@
-# make demo   a fresh clone to music: installs, trains a small model on folk tunes, writes demo.mid
+# make demo   a fresh clone to music: installs, continues a phrase with the model in the package, writes demo.mid, demo.wav
+#             and demo.png
 # make test   a fresh clone to a checked one: installs, lints, type-checks, runs every test
 
 PYTHON ?= python3
@@ -7,11 +8,11 @@ BIN := .venv/bin
 # beforehand with the index that pytorch.org names
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test lint fuzz bench faults memory clean
+.PHONY: demo test lint fuzz bench faults memory model clean
 
 .venv/demo: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(INSTALL) --editable '.[corpus]'
+	$(INSTALL) --editable .
 	$(INSTALL) --no-deps tinysoundfont  # without its pyaudio, which needs a compiler and PortAudio
 	touch $@
 
@@ -20,9 +21,9 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --co
 	touch $@
 
 demo: .venv/demo
-	$(BIN)/musicgpt train folk --out runs/demo --preset music-tiny --n-positions 512 --transpositions 1 \
-		--steps 220 --batch-size 8 --checkpoint-every 110 --force
-	$(BIN)/musicgpt generate runs/demo --prompt jig --bars 12 --temperature 0.9 --force -o demo.mid
+	$(BIN)/musicgpt generate --prompt jig --bars 16 --force -o demo.mid
+	$(BIN)/musicgpt render demo.mid --force -o demo.wav
+	$(BIN)/musicgpt render demo.mid --force -o demo.png
 
 lint: .venv/test
 	$(BIN)/ruff check .
@@ -72,6 +73,17 @@ faults: .venv/test
 # on a machine with 16 GiB: what a training needs, worked out and measured
 memory: .venv/test
 	$(BIN)/python benchmarks/memory.py --measure | tee docs/memory.txt
+
+# long: the model in the package, anew: its corpus, hours of training, its index of what it learned from
+BOX_STEPS ?= 20000
+model: .venv/test
+	$(BIN)/python data/boxed.py collect runs/boxed-corpus --lied $(CORPORA)/openscore_lieder \
+		--quartet $(CORPORA)/openscore_quartets --game $(CORPORA)/freedoom --drums $(CORPORA)/groove/train
+	$(BIN)/musicgpt train runs/boxed-corpus --out runs/boxed --styles --controls --infill 1 --preset music-tiny \
+		--steps $(BOX_STEPS)
+	$(BIN)/python data/boxed.py box runs/boxed
+	$(BIN)/musicgpt originality --against runs/boxed/shards --force -o musicgpt/assets/model/originality.safetensors.xz
+	$(BIN)/python data/boxed.py gallery
 
 clean:
 	rm -rf .venv build dist *.egg-info

@@ -71,7 +71,9 @@ class Hole(NamedTuple):
 
 def holes(corpus: Path, count: int) -> Iterator[Hole]:
     random, found = np.random.default_rng(0), 0
-    for path in find_files(corpus):
+    files = sorted(find_files(corpus))
+    for i in random.permutation(len(files)):
+        path = files[i]
         try:
             scores, _ = midi.read_scores(path)
         except MusicGPTError:

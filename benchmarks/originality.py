@@ -161,7 +161,7 @@ def copies(index: Index, train: Pieces, held_out: Pieces, n: int) -> dict[str, d
 def alarms(found: dict[str, Originality]) -> dict[str, Any]:
     """What was found in pieces that nobody copied."""
     longest = [one.longest_bars for one in found.values()]
-    shares = sorted(one.share_copied for one in found.values())
+    shares = sorted(one.share_copied or 0.0 for one in found.values())
     return {
         "pieces": len(found),
         "with a passage": sum(bars > 0 for bars in longest),

@@ -35,6 +35,9 @@ from musicgpt.runs import checkpoints
 from musicgpt.tokenizer import CONFIG_NAME, Tokenizer, load_tokenizer
 
 WEIGHTS = "model.safetensors"
+BOXED = Path(__file__).parent / "assets" / "model"
+"""The model that comes with the package; a user calls it `boxed`."""
+
 PREFIX = "transformer."
 """GPT2LMHeadModel holds the stack under this name; older files leave it out."""
 
@@ -306,13 +309,17 @@ def device_named(name: str | None) -> torch.device:
 def resolve_checkpoint(path: str | Path, revision: str | None = None) -> Path:
     """A checkpoint -> itself; a run -> its best checkpoint, or its newest where none is best yet.
 
-    `organisation/model`, where there is no such path, is fetched from the Hugging Face Hub into its cache.
+    Where there is no such path, `boxed` is the model that comes with the package, and `organisation/model` is fetched
+    from the Hugging Face Hub into its cache.
 
     Raises:
         CheckpointError: none of these.
     """
-    if not Path(path).exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", str(path)):
-        return _fetch(str(path), revision)
+    if not Path(path).exists():
+        if str(path) == "boxed":
+            return BOXED
+        if re.fullmatch(r"[\w.-]+/[\w.-]+", str(path)):
+            return _fetch(str(path), revision)
     path = Path(path)
     best = path / "best"
     # set aside: by a training that is just replacing it, or died there; only a training puts that right

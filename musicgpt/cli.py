@@ -11,13 +11,16 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, get_args, get_type_hints
 
 from musicgpt import __version__
 from musicgpt.config import WEIGHT_KINDS, PrepareConfig, TrainConfig, flag
 from musicgpt.constraints import SURROUNDED, Constraints, read_bars
 from musicgpt.errors import MusicGPTError, UsageError
 from musicgpt.sampling import SamplingConfig
+
+if TYPE_CHECKING:
+    from musicgpt.compose import LanguageModel
 
 A = TypeVar("A")
 
@@ -82,7 +85,8 @@ def make_parser() -> Parser:
         "checkpoint",
         nargs="?",
         metavar="CHECKPOINT",
-        help="a checkpoint, a run (its best one), or organisation/model of the Hugging Face Hub",
+        help="a checkpoint, a run (its best one), or organisation/model of the Hugging Face Hub (the model that comes "
+        "with the package)",
     )
     generate.add_argument("--revision", metavar="NAME", help="branch, tag or commit of a model on the Hugging Face Hub")
     generate.add_argument(
@@ -137,7 +141,7 @@ def make_parser() -> Parser:
     _add_fields(generate.add_argument_group("what the music keeps to"), Constraints)
 
     infill = _verb(verbs, "infill", _infill, "fill bars or tracks of a piece, and leave the rest as it is")
-    infill.add_argument("checkpoint", metavar="CHECKPOINT", help="as for generate")
+    infill.add_argument("checkpoint", nargs="?", metavar="CHECKPOINT", help="as for generate")
     infill.add_argument("--revision", metavar="NAME", help="branch, tag or commit of a model on the Hugging Face Hub")
     infill.add_argument("--device", default="cpu", help="cpu, cuda, mps (cpu)")
     _add_weights(infill)
@@ -341,12 +345,7 @@ def _generate(options: argparse.Namespace) -> None:
     asked = {name: value for name, value in vars(options).items() if name not in others}
     if options.replay is not None and asked:
         raise UsageError(f"--replay takes everything from the file: leave out {flag(min(asked))}")
-    if options.checkpoint is None:
-        raise UsageError("no model ships with this version yet; name a checkpoint or a run, or train one first")
-    with _kept():
-        from musicgpt.compose import load
-
-        model = load(options.checkpoint, revision=options.revision, device=options.device, weights=options.weights)
+    model = _load(options)
     suffix = model.tokenizer.suffixes[0]
     prints = model.tokenizer.prints
     out = options.out or (None if prints else Path("out" + suffix))
@@ -398,6 +397,15 @@ def _generate(options: argparse.Namespace) -> None:
             print(path)
 
 
+def _load(options: argparse.Namespace) -> LanguageModel:
+    with _kept():
+        from musicgpt.checkpoint import BOXED
+        from musicgpt.compose import load
+
+        path = options.checkpoint or BOXED
+        return load(path, revision=options.revision, device=options.device, weights=options.weights)
+
+
 def _infill(options: argparse.Namespace) -> None:
     _chosen(options, SamplingConfig)
     others = {"verb", "checkpoint", "revision", "device", "weights", "piece", "track", "out", "force"}
@@ -406,10 +414,7 @@ def _infill(options: argparse.Namespace) -> None:
         read_bars(asked["bars"])  # what cannot be read is said before a model is loaded
     num_samples = 1 if "keep" in asked else asked.get("num_samples", 1)
     paths = _outputs(options.out or Path("out.mid"), ".mid", num_samples, options.force)
-    with _kept():
-        from musicgpt.compose import load
-
-        model = load(options.checkpoint, revision=options.revision, device=options.device, weights=options.weights)
+    model = _load(options)
     tracks = getattr(options, "track", [])
     for filled, path in zip(model.infill(options.piece, tracks=tracks, report=_report, **asked), paths, strict=False):
         filled.save(path)

@@ -80,10 +80,11 @@ def compare(
 
     Raises:
         InputError: a set without a piece that can be read.
-        UsageError: `bars` below 1.
+        UsageError: `bars` below 1, or `seed` below 0.
     """
-    if bars is not None and bars < 1:
-        raise UsageError(f"--bars {bars}: expected at least 1")
+    for name, value, least in (("bars", bars, 1), ("seed", seed, 0)):
+        if value is not None and value < least:
+            raise UsageError(f"--{name} {value}: expected at least {least}")
     sets = {
         "generated": _read_set(generated, bars, report, progress),
         "real": _read_set(real, bars, report, progress),

@@ -7,10 +7,10 @@ the bar or the beat, and is well formed. Text is sampled as it comes.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from importlib.metadata import version
 from inspect import signature
 from itertools import islice
@@ -218,7 +218,7 @@ class LanguageModel:
         if max_copied_bars is not None:
             asked: dict[str, Any] = {"best_of": best_of, "keep": keep, **options}
             attempts = (
-                self.generate_many(num_samples, prompt, seed=seed + n if n else seed, report=say, **asked)
+                partial(self.generate_many, num_samples, prompt, seed=seed + n if n else seed, report=say, **asked)
                 for n, say in enumerate([report] + [lambda text: None] * (MOST_ATTEMPTS - 1))
             )
             return self._least_copied(attempts, max_copied_bars, against, report)
@@ -243,9 +243,12 @@ class LanguageModel:
         return [stream.piece(row, row) for row in rows]
 
     def _least_copied(
-        self, attempts: Iterator[list[Piece]], most_bars: int, against: Index | None, report: Report
+        self, attempts: Iterable[Callable[[], list[Piece]]], most_bars: int, against: Index | None, report: Report
     ) -> list[Piece]:
-        """Attempts until every piece is original enough -> each piece from the attempt in which it was most so."""
+        """Attempts until every piece is original enough -> each piece from the attempt in which it was most so.
+
+        One that fails, behind one that did not, is passed over.
+        """
         index = against or (None if self.tokenizer.prints else self.index)
         if not isinstance(most_bars, int) or most_bars < 0:
             raise UsageError(f"max_copied_bars {most_bars!r}: expected at least 0")
@@ -255,7 +258,13 @@ class LanguageModel:
             )
         kept: list[tuple[int, Piece]] = []
         made = 0
-        for pieces in attempts:
+        for attempt in attempts:
+            try:
+                pieces = attempt()
+            except InputError:
+                if not kept:
+                    raise
+                continue
             made += 1
             found = [(piece.originality(index).longest_bars, piece) for piece in pieces]
             kept = [min(pair, key=itemgetter(0)) for pair in zip(kept or found, found, strict=True)]
@@ -357,7 +366,13 @@ class LanguageModel:
                     report(WRITTEN_ANEW.format(error))
             controls = filler.controls(take, wanted)
             found.append(Filled(take.score, take.notes, likelihood, says, list(take.asked), controls, file))
-        return [min(found, key=lambda filled: filled.distance)] if keep else found
+        if keep:
+            found = [min(found, key=lambda filled: filled.distance)]
+        for filled in found:
+            for program in sorted({*wanted.programs} - {note.program for note in filled.notes}):
+                which = "" if len(found) == 1 else f"take {filled.provenance['sample']}: "
+                report(f"{which}the model gave {program_name(program)} no note")
+        return found
 
     def replay(self, path: str | Path, report: Report = lambda text: None) -> Piece:
         """Make a piece again from what its file says of itself: the same bytes, on the same machine and versions.
@@ -706,9 +721,15 @@ def versions() -> dict[str, str]:
 
 
 def load(
-    directory: str | Path, *, revision: str | None = None, device: str = "cpu", weights: str | None = None
+    directory: str | Path = checkpoint.BOXED,
+    *,
+    revision: str | None = None,
+    device: str = "cpu",
+    weights: str | None = None,
 ) -> LanguageModel:
     """A checkpoint, a run (then its best one), or `organisation/model` of the Hub -> a model that generates.
+
+    Nothing: the model that comes with the package.
 
     `weights` "int8" reads a quarter of the bytes for each id; None leaves them as they are stored.
 

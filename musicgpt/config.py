@@ -76,7 +76,8 @@ class PrepareConfig:
     file_memory: int = option(2048, "MB of memory that reading a file may take, with the program that reads it")
 
     def __post_init__(self) -> None:
-        _at_least(self, 1, "vocab_size", "max_document_ids", "infill_ids", "workers")
+        _at_least(self, 1, "vocab_size", "max_document_ids", "workers")
+        _at_least(self, 64, "infill_ids")  # hardly a hole fits less, and all are tried
         if not 0 <= self.infill <= 10:
             raise UsageError(f"--infill {self.infill}: expected 0 (none) to 10 times the ids of the pieces")
         _at_least(self, 512, "file_memory")  # the program itself takes some 300 MB

@@ -295,17 +295,18 @@ def _asked(constraints: Constraints) -> Iterator[Asked]:
     for text in constraints.control:
         where, _, rest = text.partition(":")
         settings = _settings(rest)
-        bars, track = re.fullmatch(r"bars=(\d{1,9})-(\d{1,9})", where), settings.pop("track", None)
+        bars, track = re.fullmatch(r"bars=(\d{1,9})(?:-(\d{1,9}))?", where), settings.pop("track", None)
         known = PER_INSTRUMENT if track is not None else (*PER_INSTRUMENT, *TOGETHER)
         controls = {name.replace("-", "_"): value for name, value in settings.items()}
-        if not bars or not 1 <= int(bars[1]) <= int(bars[2]) or not controls or not controls.keys() <= {*known}:
+        first, last = (int(bars[1]), int(bars[2] or bars[1])) if bars else (0, 0)
+        if not 1 <= first <= last or not controls or not controls.keys() <= {*known}:
             raise UsageError(
                 f"--control {text}: expected new bars, counted from 1, and what is asked of them, as "
                 f"bars=5-8:density=low (also {', '.join(known[1:]).replace('_', '-')}; track=0; parted by ';')"
             )
         for control, value in controls.items():
             level = read_level(control, value, f"--control {text}:")
-            yield Asked(control, level, track, (int(bars[1]), int(bars[2])))
+            yield Asked(control, level, track, (first, last))
 
 
 def _settings(text: str) -> dict[str, str]:

@@ -95,6 +95,8 @@ class Wanted:
         for name in SURROUNDED:
             if getattr(constraints, name) is not None:
                 raise UsageError(f"--{name.replace('_', '-')}: filling in keeps to the piece; name tracks by --track")
+        if constraints.track:
+            raise UsageError("track: say what holds for a track where it is named, tracks=['1:pitch-range=C2-C4']")
         if constraints.bars_left:
             raise UsageError("--bars-left: behind what is filled in the piece goes on; leave it out")
         there = sounding_tracks(score)

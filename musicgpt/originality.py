@@ -40,9 +40,11 @@ from symusic.core import ScoreTick
 
 from musicgpt import midi
 from musicgpt.config import Progress, no_progress
+from musicgpt.corpus import style_of
 from musicgpt.errors import InputError, ShardsError
 from musicgpt.files import read_bytes, write_bytes
 from musicgpt.lines import PACES, RUN, STEPS, WIDEST, Lines, lines_of
+from musicgpt.marks import style_named
 from musicgpt.provenance import read_provenance
 from musicgpt.shards import Shards, is_shards
 
@@ -126,8 +128,8 @@ class Match:
 class Originality:
     """What a piece shares with the pieces of an index."""
 
-    share_copied: float
-    """Which share of the notes of its lines lie in passages that are shared."""
+    share_copied: float | None
+    """Which share of the notes of its lines lie in passages that are shared; None where it has none, as drums."""
     longest_bars: int
     """Of the longest of them, begun ones included."""
     matches: list[Match]
@@ -136,6 +138,8 @@ class Originality:
     """The same figure for held-out pieces, on average; None where it was not measured."""
 
     def in_line(self) -> str:
+        if self.share_copied is None:
+            return "there are no notes but drums, which are not compared with training pieces"
         normal = "" if self.normal_share is None else f" (normal: {self.normal_share:.1%})"
         text = f"{self.share_copied:.1%} of the notes are in passages shared with training pieces{normal}"
         if not self.matches:
@@ -177,7 +181,7 @@ class Index:
         self.piece = piece
         """(lines,): which piece each line is of."""
         self.normal = normal
-        """Folder of the first level -> the normal share in it; "" for all together."""
+        """Folder of the first level, as a style -> the normal share in it; "" for all together."""
         self._slot = _slot(lines.run)
         self._bits = _surprise(lines.interval, 2 * WIDEST + 1)
         self._pace_bits = _surprise(lines.pace, PACES)
@@ -223,10 +227,10 @@ class Index:
         """Take what is normal from pieces that are not in the index."""
         shares: dict[str, list[float]] = defaultdict(list)
         for name, score in held_out:
-            folder = name.partition("/")[0] if "/" in name else ""
-            shares[folder].append(self.compare(score, 1, NORMAL_BARS).share_copied)
+            if (share := self.compare(score, 1, NORMAL_BARS).share_copied) is not None:
+                shares[style_of(name)].append(share)
         total = [share for own in shares.values() for share in own]
-        means = {folder: float(np.mean(own)) for folder, own in shares.items()}
+        means = {style: float(np.mean(own)) for style, own in shares.items()}
         self.normal = means | ({"": float(np.mean(total))} if total else {})
 
     @classmethod
@@ -284,7 +288,7 @@ class Index:
     def compare(
         self, score: ScoreTick, first: int = 1, last: int | None = None, style: str | None = None
     ) -> Originality:
-        """What a piece, or those of its bars, shares with the pieces; `style`: the folder that says what is normal."""
+        """What a piece, or those of its bars, shares with the pieces; `style`: of which to say what is normal."""
         lines = lines_of(score, first, last)
         copied = np.zeros(len(lines.pitch), dtype=bool)
         found: list[Match] = []
@@ -299,10 +303,10 @@ class Index:
             if not any(one.bars[0] <= match.bars[0] and match.bars[1] <= one.bars[1] for one in matches):
                 matches.append(match)
         return Originality(
-            share_copied=float(copied.mean()) if len(copied) else 0.0,
+            share_copied=float(copied.mean()) if len(copied) else None,
             longest_bars=max((match.bars[1] - match.bars[0] + 1 for match in matches), default=0),
             matches=matches,
-            normal_share=self.normal.get(style or "", self.normal.get("")),
+            normal_share=self.normal.get(style_named(style or ""), self.normal.get("")),
         )
 
     def _hits(self, lines: Lines) -> tuple[np.ndarray, np.ndarray]:
@@ -369,9 +373,11 @@ class Index:
             growing: list[tuple[Span, list[Passage]]] = []
             for span, passage in sorted(_best_of(those), key=lambda pair: pair[0]):
                 for i, (before, group) in enumerate(growing):
+                    if not before.leads_to(span):
+                        continue
                     # one note of ours is compared with one of theirs
                     begin = max([passage.begin, *(one.end for one in group if one.overlap(passage))])
-                    if begin < passage.end and before.leads_to(span):
+                    if begin < passage.end:
                         group.append(replace(passage, begin=begin))
                         growing[i] = (max(before, span, key=lambda one: one.end), group)
                         break
@@ -426,10 +432,12 @@ class Span(NamedTuple):
 
     def leads_to(self, other: Span) -> bool:
         """Whether the other one, which does not begin before it, is where it would be if the same music went on."""
+        if other.begin > self.end + PAUSE:
+            return False
         ratio = (self.its_end - self.its_begin) / max(1, self.end - self.begin)
-        pairs = ((other.begin, other.its_begin), (other.end, other.its_end))
-        off = max(abs(self.its_begin + ratio * (time - self.begin) - its_time) for time, its_time in pairs)
-        return other.begin <= self.end + PAUSE and off <= STEPS * max(1.0, ratio)
+        most = STEPS * max(1.0, ratio)
+        begin, end = (self.its_begin + ratio * (time - self.begin) for time in (other.begin, other.end))
+        return abs(begin - other.its_begin) <= most and abs(end - other.its_end) <= most
 
 
 def open_index(where: Path | None, progress: Progress = no_progress) -> Index:
@@ -440,8 +448,6 @@ def open_index(where: Path | None, progress: Progress = no_progress) -> Index:
         ShardsError: shards that cannot be used.
     """
     if where is None:
-        if not SHIPPED.is_file():
-            raise InputError("no index ships with this version: say what to compare with, as --against SHARDS")
         return Index.read(SHIPPED)
     if is_shards(where):
         from musicgpt.tokenizer import load_tokenizer  # it brings miditok, which an index that is made does without
@@ -464,7 +470,7 @@ def compare_file(path: Path, index: Index) -> Originality:
     first, last, style = 1, None, None
     with suppress(KeyError, TypeError, ValueError):
         style = str(made["settings"]["style"])
-    with suppress(KeyError, TypeError, ValueError):
+    with suppress(KeyError, TypeError, ValueError, OverflowError):
         first, last = map(int, made["infill"]["bars"])
     with suppress(KeyError, TypeError, ValueError, OverflowError):
         first = midi.BarLines(score).bar_at(round(made["boundary_quarters"] * score.ticks_per_quarter))
@@ -495,9 +501,13 @@ def _names(ledger: Path, split: str) -> Iterator[str]:
 def _best_of(passages: list[tuple[Span, Passage]]) -> list[tuple[Span, Passage]]:
     """Without those that a better one has most notes of, at about the same place: music that repeats itself."""
     best: list[tuple[Span, Passage]] = []
+    ends = np.zeros((2, MOST_PASSAGES), dtype=np.int64)  # of those that are in `best`
     for span, passage in sorted(passages, key=lambda pair: -pair[1].bits)[:MOST_PASSAGES]:
-        most = (passage.end - passage.begin) / 2
-        if not any(one.overlap(passage) > most and before.leads_to(span) for before, one in best):
+        n = len(best)
+        both = np.minimum(ends[1, :n], passage.end) - np.maximum(ends[0, :n], passage.begin)
+        same = np.flatnonzero(2 * both > passage.end - passage.begin).tolist()
+        if not any(best[i][0].leads_to(span) for i in same):
+            ends[:, n] = passage.begin, passage.end
             best.append((span, passage))
     return best
 

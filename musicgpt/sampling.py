@@ -52,7 +52,7 @@ class SamplingConfig:
         if self.min_p is not None and not 0 <= self.min_p <= 1:
             raise ValueError(f"min_p is {self.min_p}; expected a share from 0 to 1")
         if not 0 <= self.guidance <= 100:
-            raise ValueError(f"guidance is {self.guidance}; expected 1 (none) or more, at most 100")
+            raise ValueError(f"guidance is {self.guidance}; expected at least 0, at most 100; 1 is none")
 
 
 def uniform(seed: int, rows: int, position: int) -> np.ndarray:

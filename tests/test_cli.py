@@ -146,7 +146,6 @@ def test_generate_refuses_in_one_line_and_writes_nothing(
 @pytest.mark.parametrize(
     ("command", "message"),
     [
-        ("generate -o FOLDER/a.mid", "no model ships with this version yet; name a checkpoint or a run"),
         ("train FOLK --out FOLDER/run --preset no", "--preset no is unknown"),
         ("train FOLK --out FOLDER/run --device no", "the device no cannot be used here"),
         ("train FOLK --out FOLDER/run --seed 4294967296", "--seed 4294967296: expected 0 to"),

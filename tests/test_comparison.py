@@ -174,6 +174,7 @@ def test_evaluate_against_from_the_command_line(folk: Path, tmp_path: Path, caps
         ("FOLK FOLK --bars 4", "--bars goes with pieces and --against; leave it out"),
         ("FOLK --against FOLK --weights int8", "--weights goes with a checkpoint and a corpus; leave it out"),
         ("FOLK --against FOLK --bars 0", "--bars 0: expected at least 1"),
+        ("FOLK --against FOLK --seed -1", "--seed -1: expected at least 0"),
         ("FOLK --against nowhere", "nowhere is neither a file nor a folder"),
         ("FOLK --against FOLK --plot out.gif", "--plot out.gif: expected a name that ends in .png or .svg"),
         ("FOLK --against FOLK --plot nowhere/a.png", "the folder nowhere does not exist"),

@@ -169,6 +169,20 @@ def test_what_is_asked_of_the_music_holds_in_the_hole() -> None:
             assert len(sounding) <= 2
 
 
+def test_an_instrument_that_got_no_note_is_named() -> None:
+    said: list[str] = []
+    tracks = ["flute", "oboe", "tuba", "violin", "cello"]  # more than notes
+    takes = a_model("remi", False, True).infill(
+        a_song(), "5", tracks, max_notes_per_beat=1, num_samples=2, report=said.append
+    )
+    for take in takes:
+        names = {"Flute": 73, "Oboe": 68, "Tuba": 58, "Violin": 40, "Cello": 42}
+        silent = {name for name, program in names.items() if program not in {note.program for note in take.notes}}
+        begin, end = f"take {take.provenance['sample']}: the model gave ", " no note"
+        assert silent
+        assert {line.removeprefix(begin).removesuffix(end) for line in said if line.startswith(begin)} == silent
+
+
 def test_chords_go_on_through_a_long_hole() -> None:
     chords = [{0, 4, 7}, {5, 9, 0}, {7, 11, 2}]
     takes = a_model("remi", False, True).infill(a_song(), "2-11", chords="C F G", chords_strict=True)
@@ -240,6 +254,7 @@ def test_controls_are_asked_of_a_hole_four_bars_at_a_time(scheme: str, marked: b
 def test_what_cannot_be_asked_of_a_hole_is_refused() -> None:
     model = a_model("remi", False, True, controls=True)
     for options, words in [
+        ({"track": ["3:density=low"]}, "track: say what holds for a track where it is named"),
         ({"bars_left": True}, "--bars-left: behind what is filled in the piece goes on"),
         ({"control": ["bars=3-7:density=low"]}, "there will be 6 new bars"),
         ({"control": ["bars=1-4:track=3;density=low"]}, "Drums is not filled; name it by --track"),
