@@ -37,7 +37,7 @@ from musicgpt.corpus import find_files, resolve_corpus, split_of
 from musicgpt.errors import MusicGPTError
 from musicgpt.fill import Filler, Wanted
 from musicgpt.generate import log_likelihood
-from musicgpt.infill import Frames, emptied, rank_of
+from musicgpt.infill import Frames, emptied
 from musicgpt.sampling import SamplingConfig
 
 SIDE = 4
@@ -62,7 +62,7 @@ class Hole(NamedTuple):
         """What begins in these bars."""
         begin, end = self.lines.begin(first), self.lines.begin(first + bars)
         return [
-            ((note.time - self.lines.begin(self.first)) / self.score.ticks_per_quarter, rank_of(track), note.pitch)
+            ((note.time - self.lines.begin(self.first)) / self.score.ticks_per_quarter, midi.rank_of(track), note.pitch)
             for track in self.score.tracks
             for note in track.notes
             if begin <= note.time < end

@@ -23,7 +23,7 @@ from symusic.core import ScoreTick
 
 from musicgpt import __version__, checkpoint, midi
 from musicgpt.config import Report
-from musicgpt.constraints import DRUMS, Constraints, program_name
+from musicgpt.constraints import Constraints, program_name
 from musicgpt.cpu_engine import CpuEngine
 from musicgpt.drafts import Drafts
 from musicgpt.editing import Original
@@ -33,9 +33,9 @@ from musicgpt.fill import Filled, Filler, Wanted
 from musicgpt.generate import generate, log_likelihood
 from musicgpt.grammar import MAX_INSTRUMENTS, Grammar
 from musicgpt.grid_tokenizer import IDS_PER_BAR, GridTokenizer
-from musicgpt.infill import Frames, rank_of
+from musicgpt.infill import Frames
 from musicgpt.int8 import is_int8
-from musicgpt.marks import Levels
+from musicgpt.marks import DRUMS, Levels
 from musicgpt.midi_tokenizer import MidiTokenizer
 from musicgpt.model import GPT
 from musicgpt.originality import NAME, Index, Originality
@@ -327,7 +327,7 @@ class LanguageModel:
             original = _original(Path(piece), score, report)
         wanted = Wanted.read(score, None if bars is None else str(bars), tracks, constraints)
         check_asked(wanted.constraints, sampling, keep)
-        there = {rank_of(track) for track in score.tracks if track.notes}
+        there = {midi.rank_of(track) for track in score.tracks if track.notes}
         room = MAX_INSTRUMENTS - sum(not track.is_drum for track in score.tracks)
         if original is None and room < 0:
             report(f"more than {MAX_INSTRUMENTS} tracks beside the drums share channels: some may sound as others")

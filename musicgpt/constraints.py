@@ -17,10 +17,7 @@ import numpy as np
 from musicgpt.config import flag, option
 from musicgpt.errors import UsageError
 from musicgpt.harmony import ACCIDENTALS, SCALES, STEPS, TONICS, Chord, bar_tones, major_scale, read_chords, read_scale
-from musicgpt.marks import LEVELS, PER_INSTRUMENT, SEGMENT_BARS, TOGETHER, Levels
-
-DRUMS = 128
-"""The rank of the drums: behind the programs 0 to 127."""
+from musicgpt.marks import DRUMS, LEVELS, PER_INSTRUMENT, SEGMENT_BARS, TOGETHER, Levels
 
 ANY = "any"
 """Frees what a prompt would otherwise hold: its tempo, its metre, its instruments."""

@@ -27,9 +27,7 @@ from symusic.core import ScoreTick
 from musicgpt import midi
 from musicgpt.errors import InputError, TokenizerError
 from musicgpt.files import read_json, write_json
-from musicgpt.marks import LEVELS, MOST_BARS_LEFT, PER_INSTRUMENT, SEGMENT_BARS, TRACKS, Levels
-
-DRUMS = len(TRACKS) - 1
+from musicgpt.marks import DRUMS, LEVELS, MOST_BARS_LEFT, PER_INSTRUMENT, SEGMENT_BARS, Levels
 
 FILE = "controls.json"
 
@@ -109,7 +107,7 @@ def notes_of(score: ScoreTick) -> Notes:
     for track in score.tracks:
         notes = track.notes.numpy()
         time = notes["time"].astype(np.int64)
-        rank = np.full(len(time), DRUMS if track.is_drum else track.program)
+        rank = np.full(len(time), midi.rank_of(track))
         rows.append(np.stack([time, time + notes["duration"], notes["pitch"], rank]))
     table = np.concatenate(rows, axis=1)
     order = np.lexsort(table[[1, 3, 2, 0]])

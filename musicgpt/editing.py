@@ -18,6 +18,7 @@ from symusic.core import ScoreTick
 from musicgpt import midi
 from musicgpt.errors import InputError
 from musicgpt.files import read_bytes
+from musicgpt.marks import DRUMS
 from musicgpt.mending import mended
 from musicgpt.provenance import PROVENANCE
 
@@ -53,9 +54,9 @@ class Original:
         self._voices = dict(zip((i for i, track in enumerate(score.tracks) if len(track.notes)), found, strict=False))
         """Place in the score -> which voice it is."""
         self._notes = {voice: found[voice] for voice in self._voices.values()}
-        there = [_instrument(voice.channel == DRUM_CHANNEL, voice.program) for voice in found]
+        there = [DRUMS if voice.channel == DRUM_CHANNEL else voice.program for voice in found]
         tracks = [track for track in score.tracks if len(track.notes)]
-        same = there == [_instrument(track.is_drum, track.program) for track in tracks] and all(
+        same = there == [midi.rank_of(track) for track in tracks] and all(
             {note: len(events) for note, events in notes.items()} == _notes(track)
             for notes, track in zip(found.values(), tracks, strict=True)
         )
@@ -175,10 +176,6 @@ def _voices(tracks: list[list[tuple[int, Any]]]) -> dict[Voice, dict[Note, list[
     return dict(sorted(found.items()))
 
 
-def _instrument(is_drum: bool, program: int) -> int:
-    return -1 if is_drum else program
-
-
 def _notes(track: Any) -> Counter[Note]:
     notes = track.notes.numpy()
     return Counter(zip(*(notes[name].tolist() for name in ("time", "duration", "pitch", "velocity")), strict=True))
@@ -189,5 +186,5 @@ def _all_notes(score: ScoreTick) -> dict[int, Counter[Note]]:
     found: defaultdict[int, Counter[Note]] = defaultdict(Counter)
     for track in score.tracks:
         if len(track.notes):
-            found[_instrument(track.is_drum, track.program)] += _notes(track)
+            found[midi.rank_of(track)] += _notes(track)
     return found

@@ -20,15 +20,15 @@ from symusic.core import ScoreTick
 
 from musicgpt import midi
 from musicgpt.config import Report
-from musicgpt.constraints import DRUMS, SURROUNDED, Constraints, program_name, read_bars, read_instruments
+from musicgpt.constraints import SURROUNDED, Constraints, program_name, read_bars, read_instruments
 from musicgpt.drafts import Drafts
 from musicgpt.engine import TorchEngine
 from musicgpt.errors import InputError, UsageError
 from musicgpt.files import write_bytes
 from musicgpt.generate import generate, log_likelihood
 from musicgpt.grammar import MAX_INSTRUMENTS, Grammar
-from musicgpt.infill import Frame, Frames, New, centre, emptied, filled, rank_of, sounding_tracks
-from musicgpt.marks import MIDDLE, MOST_BARS, PREFIX, SEGMENT_BARS, SUFFIX, Levels
+from musicgpt.infill import Frame, Frames, New, centre, emptied, filled, sounding_tracks
+from musicgpt.marks import DRUMS, MIDDLE, MOST_BARS, PREFIX, SEGMENT_BARS, SUFFIX, Levels
 from musicgpt.model import GPT
 from musicgpt.provenance import provenance_text
 from musicgpt.request import Answer, Row
@@ -119,12 +119,12 @@ class Wanted:
             settings += [(rank, rest) for rank in ranks if rest]
         if not tracks:
             places = {i: centre(score, i) for i in there}
-            programs = dict.fromkeys(rank_of(score.tracks[i]) for i in there)
+            programs = dict.fromkeys(midi.rank_of(score.tracks[i]) for i in there)
         order = sorted(programs)
         if len([rank for rank in order if rank != DRUMS]) > MAX_INSTRUMENTS:
             raise UsageError(f"the piece has more than {MAX_INSTRUMENTS} instruments: name by --track which to fill")
         for rank, _ in settings:
-            if len([i for i in places if rank_of(score.tracks[i]) == rank]) > 1:
+            if len([i for i in places if midi.rank_of(score.tracks[i]) == rank]) > 1:
                 raise UsageError(
                     f"--track: more than one of these is {program_name(rank)}, and what a track is told holds for its "
                     f"instrument: fill one at a time"
@@ -151,18 +151,18 @@ def _named(score: ScoreTick, there: list[int], name: str) -> tuple[list[int], li
     if name.isdecimal():
         if int(name) >= len(there):
             raise UsageError(f"--track {name}: the piece has {len(there)} tracks with notes, counted from 0")
-        return [there[int(name)]], [rank_of(score.tracks[there[int(name)]])]
+        return [there[int(name)]], [midi.rank_of(score.tracks[there[int(name)]])]
     if "," in name:
         raise UsageError(f"--track {name}: expected one track; repeat --track for others")
     try:
         rank = read_instruments(name)[0]
     except UsageError as error:
         raise UsageError(str(error).replace("--instruments", "--track")) from error
-    found = [i for i in there if rank_of(score.tracks[i]) == rank]
+    found = [i for i in there if midi.rank_of(score.tracks[i]) == rank]
     if not found:  # a bass is whichever bass the piece has
-        found = [i for i in there if name.lower() in program_name(rank_of(score.tracks[i])).lower()]
+        found = [i for i in there if name.lower() in program_name(midi.rank_of(score.tracks[i])).lower()]
     if found:
-        return found, list(dict.fromkeys(rank_of(score.tracks[i]) for i in found))
+        return found, list(dict.fromkeys(midi.rank_of(score.tracks[i]) for i in found))
     return [], [rank]
 
 
@@ -212,7 +212,7 @@ class Filler:
         begin, end = lines.begin(wanted.first), lines.begin(wanted.last + 1)
         outside, inside = emptied(score, begin, end, wanted.tracks)
         old = [
-            (rank_of(track), note.pitch, (note.time - begin) / score.ticks_per_quarter)
+            (midi.rank_of(track), note.pitch, (note.time - begin) / score.ticks_per_quarter)
             for track in inside.tracks
             for note in track.notes
         ]

@@ -30,10 +30,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from musicgpt.constraints import ANY, DRUMS, Constraints, program_name
+from musicgpt.constraints import ANY, Constraints, program_name
 from musicgpt.errors import InputError, UsageError
 from musicgpt.harmony import strong_steps
-from musicgpt.marks import CONTROLS, LEVELS, MOST_BARS_LEFT, SEGMENT_BARS, TRACKS, Levels, spelled
+from musicgpt.marks import CONTROLS, DRUMS, LEVELS, MOST_BARS_LEFT, SEGMENT_BARS, TRACKS, Levels, spelled
 from musicgpt.state import DEFAULT_TEMPO, FOREVER, Reader, Sounding, State
 from musicgpt.vocabulary import NONE, Base, Kind, Touch, Vocabulary
 

@@ -24,9 +24,8 @@ import numpy as np
 from symusic.core import NoteTick, NoteTickList, ScoreTick, TrackTick
 
 from musicgpt import midi
-from musicgpt.constraints import DRUMS
 from musicgpt.errors import InputError
-from musicgpt.marks import MIDDLE, PREFIX, SEGMENT_BARS, SUFFIX, TRACKS, Levels
+from musicgpt.marks import DRUMS, MIDDLE, PREFIX, SEGMENT_BARS, SUFFIX, TRACKS, Levels
 from musicgpt.midi_tokenizer import MidiTokenizer
 from musicgpt.state import Reader
 from musicgpt.vocabulary import Kind, Vocabulary
@@ -63,10 +62,6 @@ class Frame(NamedTuple):
     """The hole as it was, from its first bar line to the one behind it; empty where it is not known."""
 
 
-def rank_of(track: Any) -> int:
-    return DRUMS if track.is_drum else int(track.program)
-
-
 def sounding_tracks(score: ScoreTick) -> list[int]:
     """The places in `score.tracks` of those with notes: a track's number is its place in this list."""
     return [i for i, track in enumerate(score.tracks) if len(track.notes)]
@@ -98,7 +93,7 @@ def filled(outside: ScoreTick, begin: int, end: int, notes: Sequence[New], track
     score = outside.copy()
     places: dict[int, list[int]] = {}
     for i in tracks:
-        places.setdefault(rank_of(score.tracks[i]), []).append(i)
+        places.setdefault(midi.rank_of(score.tracks[i]), []).append(i)
     for note in notes:
         if note.program not in places:
             score.tracks.append(TrackTick("", note.program % DRUMS, note.program == DRUMS))
@@ -182,7 +177,7 @@ class Frames:
             outside, _ = emptied(score, *gone, chosen)
             if not inside.note_num() or not outside.note_num():
                 continue
-            programs = {rank_of(score.tracks[i]) for i in chosen}
+            programs = {midi.rank_of(score.tracks[i]) for i in chosen}
             said = self.tokenizer.said(self.levels(inside, begin, end), random) if controls else []
             try:
                 frame = self.frame(outside, first, bars, room - 6 - len(programs) - sum(map(len, said)), inside)
@@ -284,7 +279,7 @@ class Frames:
         part = _excerpt(score, start, end)
         assert part is not None
         # a note on the line behind, so that there are bars up to it; its own ids, the last there, are cut off
-        last = max((track for track in part.tracks if len(track.notes)), key=rank_of)
+        last = max((track for track in part.tracks if len(track.notes)), key=midi.rank_of)
         last.notes.append(NoteTick(end - start, part.ticks_per_quarter, last.notes[0].pitch, last.notes[0].velocity))
         ids = self.tokenizer.encode(part)
         spelled = _Spelled(self.vocabulary, ids, self._reader.bars(ids))

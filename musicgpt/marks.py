@@ -8,7 +8,10 @@ from __future__ import annotations
 import re
 import unicodedata
 
-TRACKS = tuple(f"Track_{rank}" for rank in range(129))
+DRUMS = 128
+"""The rank of the drums: behind the programs 0 to 127."""
+
+TRACKS = tuple(f"Track_{rank}" for rank in range(DRUMS + 1))
 """Which instrument the marks behind it are about: programs 0 to 127, drums 128."""
 
 SUFFIX, PREFIX, MIDDLE = "Fill_Suffix", "Fill_Prefix", "Fill_Middle"

@@ -43,8 +43,9 @@ from typing import NamedTuple
 import numpy as np
 from symusic.core import ScoreTick
 
-from musicgpt.controls import DRUMS, MOST_BARS, Notes, fitting_keys, notes_of
+from musicgpt.controls import MOST_BARS, Notes, fitting_keys, notes_of
 from musicgpt.errors import InputError
+from musicgpt.marks import DRUMS
 from musicgpt.midi import BarLines
 
 STEPS = 16

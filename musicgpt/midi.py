@@ -38,6 +38,7 @@ from symusic.core import (
 
 from musicgpt.errors import InputError
 from musicgpt.files import read_bytes, write_bytes
+from musicgpt.marks import DRUMS
 from musicgpt.mending import mended
 
 MIDI_SUFFIXES = (".mid", ".midi", ".kar", ".rmi")
@@ -345,6 +346,11 @@ class BarLines:
         """Beats of the metres that there are, to a tick."""
         spans = zip(self._starts, [*self._starts[1:], end], self._metres, strict=True)
         return sum((min(end, until) - start) * unit / self._whole for start, until, (_, unit) in spans if start < end)
+
+
+def rank_of(track: Any) -> int:
+    """Its program; of drums DRUMS."""
+    return DRUMS if track.is_drum else int(track.program)
 
 
 def end_of_notes(score: ScoreTick) -> int:

@@ -24,8 +24,8 @@ from math import lcm
 
 import numpy as np
 
-from musicgpt.constraints import DRUMS
 from musicgpt.errors import TokenizerError
+from musicgpt.marks import DRUMS
 from musicgpt.midi_tokenizer import MidiTokenizer
 
 

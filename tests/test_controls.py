@@ -20,11 +20,11 @@ from musicgpt.cli import main
 from musicgpt.compose import LanguageModel, Piece, load
 from musicgpt.config import PrepareConfig
 from musicgpt.constraints import Constraints
-from musicgpt.controls import DRUMS, ENOUGH, FAMILIES, Bins, Segment, distance, measured
+from musicgpt.controls import ENOUGH, FAMILIES, Bins, Segment, distance, measured
 from musicgpt.errors import TokenizerError, UsageError
 from musicgpt.files import read_json, write_json
 from musicgpt.generate import log_likelihood
-from musicgpt.marks import CONTROL_MARKS, CONTROLS, KEYS, PER_INSTRUMENT, TRACKS, Levels, spelled
+from musicgpt.marks import CONTROL_MARKS, CONTROLS, DRUMS, KEYS, PER_INSTRUMENT, TRACKS, Levels, spelled
 from musicgpt.midi_tokenizer import SCHEMES, MidiTokenizer
 from musicgpt.model import GPT, GPTConfig
 from musicgpt.prepare import prepare

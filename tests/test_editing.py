@@ -15,7 +15,7 @@ from symusic.core import NoteTick, ScoreTick, TrackTick
 from musicgpt import midi
 from musicgpt.editing import Original
 from musicgpt.errors import InputError
-from musicgpt.infill import New, centre, emptied, filled, rank_of, sounding_tracks
+from musicgpt.infill import New, centre, emptied, filled, sounding_tracks
 from musicgpt.provenance import provenance_text, read_provenance
 
 
@@ -74,12 +74,12 @@ def random_notes(score: ScoreTick, tracks: set[int], beats: float, random: np.ra
             onset = float(random.integers(int(beats * 24))) / 24
             length = float(random.integers(1, 49)) / 24
             pitch, velocity = int(random.integers(30, 90)), int(random.integers(1, 128))
-            found.append(New(onset, length, pitch, velocity, rank_of(score.tracks[i])))
+            found.append(New(onset, length, pitch, velocity, midi.rank_of(score.tracks[i])))
     return sorted(found)
 
 
 def counted(score: ScoreTick) -> Counter[tuple[int, ...]]:
-    return Counter((rank_of(t), n.time, n.duration, n.pitch, n.velocity) for t in score.tracks for n in t.notes)
+    return Counter((midi.rank_of(t), n.time, n.duration, n.pitch, n.velocity) for t in score.tracks for n in t.notes)
 
 
 def test_of_real_files_the_notes_of_the_hole_change_and_nothing_else(corpora: list[Path]) -> None:

@@ -16,7 +16,6 @@ from musicgpt import midi
 from musicgpt.cli import main
 from musicgpt.cpu_engine import CpuEngine
 from musicgpt.errors import InputError, UsageError
-from musicgpt.infill import rank_of
 from musicgpt.marks import CONTROL_MARKS, FILL, TRACKS
 from musicgpt.midi_tokenizer import MidiTokenizer
 from musicgpt.model import GPT, GPTConfig
@@ -66,7 +65,7 @@ def check(old: ScoreTick, new: ScoreTick, first: int, last: int, tracks: set[int
         if i >= len(old.tracks):
             assert len(inside) == len(track.notes) > 0
         if i in tracks or i >= len(old.tracks):
-            assert not inside or rank_of(track) in programs
+            assert not inside or midi.rank_of(track) in programs
             assert all(n.end <= end for n in inside)
 
 
@@ -108,7 +107,7 @@ def test_on_real_pieces_too(corpora: list[Path]) -> None:
                 continue
             places = set(range(len(score.tracks))) if not tracks else {i for i, t in enumerate(score.tracks) if t.notes}
             places = places if not tracks else {min(places)}
-            check(score, take.score, first, first + 1, places, {rank_of(score.tracks[i]) for i in places})
+            check(score, take.score, first, first + 1, places, {midi.rank_of(score.tracks[i]) for i in places})
             assert (take.file is not None) == bool(tracks)
             tried += 1
     assert tried > 12
@@ -312,7 +311,7 @@ def test_the_command_writes_the_takes(
     old = midi.read_scores(piece)[0][0]
     for name in ("a-1.mid", "a-2.mid"):
         new = midi.read_scores(tmp_path / name)[0][0]
-        check(old, new, 3, 4, set(range(len(old.tracks))), {rank_of(track) for track in old.tracks})
+        check(old, new, 3, 4, set(range(len(old.tracks))), {midi.rank_of(track) for track in old.tracks})
     with pytest.raises(SystemExit):
         main(f"generate {run} --replay {tmp_path / 'a-1.mid'} -o {tmp_path / 'b.mid'}".split())
     assert "was filled in" in capsys.readouterr().err

@@ -34,9 +34,10 @@ from symusic.core import (
 
 from musicgpt import midi
 from musicgpt.compose import LanguageModel, Piece
-from musicgpt.constraints import DRUMS, Constraints
+from musicgpt.constraints import Constraints
 from musicgpt.errors import InputError, MusicGPTError, UsageError
 from musicgpt.grammar import Grammar
+from musicgpt.marks import DRUMS
 from musicgpt.midi_tokenizer import SCHEMES, MidiTokenizer
 from musicgpt.model import GPT, GPTConfig
 from musicgpt.phrases import PHRASES, read_phrase

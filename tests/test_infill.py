@@ -14,7 +14,7 @@ from musicgpt.constraints import Constraints
 from musicgpt.controls import Bin, Bins
 from musicgpt.errors import InputError
 from musicgpt.grammar import Grammar
-from musicgpt.infill import Frame, Frames, New, emptied, filled, rank_of
+from musicgpt.infill import Frame, Frames, New, emptied, filled
 from musicgpt.marks import (
     CONTROL_MARKS,
     CONTROLS,
@@ -38,7 +38,7 @@ Notes = list[tuple[float, int, int, float, int]]
 def notes_of(score: ScoreTick, begin: float = 0, end: float = float("inf")) -> Notes:
     per = score.ticks_per_quarter
     return sorted(
-        (note.time / per, rank_of(track), note.pitch, note.duration / per, note.velocity)
+        (note.time / per, midi.rank_of(track), note.pitch, note.duration / per, note.velocity)
         for track in score.tracks
         for note in track.notes
         if begin <= note.time < end
@@ -247,7 +247,7 @@ def test_marks_stand_in_a_hole_where_the_grammar_forces_them(knowing: Frames) ->
             begin, end = lines.begin(first), lines.begin(first + bars)
             outside, inside = emptied(song, begin, end, tracks)
             levels = knowing.levels(inside, begin, end)
-            ranks = sorted({rank_of(song.tracks[i]) for i in tracks})
+            ranks = sorted({midi.rank_of(song.tracks[i]) for i in tracks})
             assert len(levels) == -(-bars // 4)
             assert all({rank for rank, _ in segment} >= {*ranks} for segment in levels)
             assert (None, "bars_left") not in levels[0]
