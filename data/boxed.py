@@ -19,7 +19,8 @@ from pathlib import Path
 import torch
 
 import musicgpt
-from musicgpt.checkpoint import BOXED, WEIGHTS, load, save_weights
+from musicgpt.checkpoint import WEIGHTS, load, save_weights
+from musicgpt.config import BOXED
 from musicgpt.corpus import find_files, named_corpus
 from musicgpt.midi import MIDI_SUFFIXES
 from musicgpt.phrases import PHRASES

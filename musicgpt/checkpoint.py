@@ -26,7 +26,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from musicgpt.config import WEIGHT_KINDS
+from musicgpt.config import BOXED, WEIGHT_KINDS
 from musicgpt.errors import CheckpointError, InputError, UsageError
 from musicgpt.files import read_json, set_aside, write_json
 from musicgpt.int8 import is_int8, to_int8
@@ -35,7 +35,6 @@ from musicgpt.runs import checkpoints
 from musicgpt.tokenizer import CONFIG_NAME, Tokenizer, load_tokenizer
 
 WEIGHTS = "model.safetensors"
-BOXED = Path(__file__).parent / "assets" / "model"
 """The model that comes with the package; a user calls it `boxed`."""
 
 PREFIX = "transformer."

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, get_args, get_type_hints
 
 from musicgpt import __version__
-from musicgpt.config import WEIGHT_KINDS, PrepareConfig, TrainConfig, flag
+from musicgpt.config import BOXED, WEIGHT_KINDS, PrepareConfig, TrainConfig, flag
 from musicgpt.constraints import SURROUNDED, Constraints, read_bars
 from musicgpt.errors import MusicGPTError, UsageError
 from musicgpt.sampling import SamplingConfig
@@ -199,7 +199,9 @@ def make_parser() -> Parser:
     originality = _verb(
         verbs, "originality", _originality, "say what a piece shares with training pieces, in any key and tempo"
     )
-    originality.add_argument("piece", nargs="?", metavar="MIDI", type=Path, help="a file of music")
+    originality.add_argument(
+        "piece", nargs="?", metavar="MIDI", help="a file of music, a phrase that ships, or ABC written out"
+    )
     originality.add_argument(
         "--against",
         metavar="WHERE",
@@ -213,7 +215,9 @@ def make_parser() -> Parser:
     originality.add_argument("--force", action="store_true", help="overwrite INDEX")
 
     inspect = _verb(verbs, "inspect", _inspect, "say what a file or folder is and holds")
-    inspect.add_argument("path", metavar="PATH", type=Path, help="music, a run, a checkpoint, shards, a ledger …")
+    inspect.add_argument(
+        "path", metavar="PATH", type=Path, help="music, a run, a checkpoint, shards, a ledger …; or boxed"
+    )
     inspect.add_argument("--json", action="store_true", help="one JSON object instead of words")
     inspect.add_argument(
         "--tokenizer",
@@ -399,11 +403,11 @@ def _generate(options: argparse.Namespace) -> None:
 
 def _load(options: argparse.Namespace) -> LanguageModel:
     with _kept():
-        from musicgpt.checkpoint import BOXED
         from musicgpt.compose import load
 
-        path = options.checkpoint or BOXED
-        return load(path, revision=options.revision, device=options.device, weights=options.weights)
+        return load(
+            options.checkpoint or BOXED, revision=options.revision, device=options.device, weights=options.weights
+        )
 
 
 def _infill(options: argparse.Namespace) -> None:
@@ -420,6 +424,8 @@ def _infill(options: argparse.Namespace) -> None:
         filled.save(path)
         for line in filled.answers:
             _report(line)
+        if model.index is not None:
+            _report(filled.originality(model.index).in_line())
         print(path)
 
 
@@ -516,7 +522,7 @@ def _originality(options: argparse.Namespace) -> None:
         index.write(options.out)
         _report(f"index of {len(index.names):,} pieces in {options.out}")
     if options.piece is not None:
-        found = compare_file(options.piece, index)
+        found = compare_file(options.piece, index, _report)
         print(json.dumps(asdict(found)) if options.json else found.in_words())
 
 

@@ -22,7 +22,7 @@ import torch
 from symusic.core import ScoreTick
 
 from musicgpt import __version__, checkpoint, midi
-from musicgpt.config import Report
+from musicgpt.config import BOXED, Report
 from musicgpt.constraints import Constraints, program_name
 from musicgpt.cpu_engine import CpuEngine
 from musicgpt.drafts import Drafts
@@ -345,7 +345,7 @@ class LanguageModel:
         self.engine.ready(PATIENCE_SECONDS)
         filler = Filler(self.model, self.engine, frames, sampling, report)
         takes = filler.fill(score, wanted, num_samples, seed)
-        asked = {"bars": [wanted.first, wanted.last], "track": list(tracks)}
+        asked = {"bars": [wanted.first, wanted.last], "track": list(tracks), "programs": list(wanted.programs)}
         made = {
             "version": __version__,
             "versions": versions(),
@@ -721,7 +721,7 @@ def versions() -> dict[str, str]:
 
 
 def load(
-    directory: str | Path = checkpoint.BOXED,
+    directory: str | Path = BOXED,
     *,
     revision: str | None = None,
     device: str = "cpu",

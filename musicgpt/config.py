@@ -8,11 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from musicgpt.errors import UsageError
 
 A = TypeVar("A")
+
+BOXED = Path(__file__).with_name("assets") / "model"
+"""The model that comes with the package, called `boxed` where there is no such path."""
 
 Report = Callable[[str], None]
 """Takes one line for the user."""

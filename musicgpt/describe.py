@@ -22,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 from symusic.core import ScoreTick
 
 from musicgpt import midi
+from musicgpt.config import BOXED
 from musicgpt.constraints import program_name
 from musicgpt.controls import Segment, measured
 from musicgpt.errors import InputError, UsageError
@@ -59,6 +60,8 @@ DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat1
 def describe(path: Path, tokenizer: Path | None = None) -> Description:
     """What is at `path`; `kind` is midi, tokenizer, shards, ledger, run, checkpoint or text, the rest depends on it.
 
+    Where there is no such path, `boxed` is the model that comes with the package.
+
     With a tokenizer (a directory, checkpoint or run that holds one, or the name of a scheme) a piece of music has
     its tokens described too.
 
@@ -68,6 +71,7 @@ def describe(path: Path, tokenizer: Path | None = None) -> Description:
         UsageError: a tokenizer for something that is no music.
     """
     try:
+        path = BOXED if str(path) == "boxed" and not path.exists() else path
         kind = _kind_of(path)
         if tokenizer is not None and kind != "midi":
             raise UsageError(f"--tokenizer goes with a file of music; {path} is of the kind {kind}")

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from symusic.core import ScoreTick
+from symusic.core import ScoreTick, TrackTickList
 
 from musicgpt import midi
 from musicgpt.config import Report
@@ -30,6 +30,7 @@ from musicgpt.grammar import MAX_INSTRUMENTS, Grammar
 from musicgpt.infill import Frame, Frames, New, centre, emptied, filled, sounding_tracks
 from musicgpt.marks import DRUMS, MIDDLE, MOST_BARS, PREFIX, SEGMENT_BARS, SUFFIX, Levels
 from musicgpt.model import GPT
+from musicgpt.originality import Index, Originality
 from musicgpt.provenance import provenance_text
 from musicgpt.request import Answer, Row
 from musicgpt.sampling import SamplingConfig
@@ -63,6 +64,14 @@ class Filled(Answer):
     controls: list[Levels] = field(default_factory=list)
     file: bytes | None = field(default=None, repr=False)
     """The MIDI file that was filled, its other events as they were; None where the piece came otherwise."""
+
+    def originality(self, index: Index) -> Originality:
+        """What its new notes share with the pieces of an index."""
+        first, last = self.provenance["infill"]["bars"]
+        lines, new = midi.BarLines(self.score), self.score.copy()
+        new.tracks = TrackTickList()
+        new = filled(new, lines.begin(first), lines.begin(last + 1), self.notes, {})
+        return index.compare(new, first, last, self.provenance["settings"].get("style"))
 
     def save(self, path: str | Path) -> None:
         """Raises: InputError: the file cannot be written."""

@@ -36,15 +36,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
-from symusic.core import ScoreTick
+from symusic.core import ScoreTick, TrackTickList
 
 from musicgpt import midi
-from musicgpt.config import Progress, no_progress
+from musicgpt.config import BOXED, Progress, Report, no_progress
 from musicgpt.corpus import style_of
 from musicgpt.errors import InputError, ShardsError
 from musicgpt.files import read_bytes, write_bytes
 from musicgpt.lines import PACES, RUN, STEPS, WIDEST, Lines, lines_of
 from musicgpt.marks import style_named
+from musicgpt.phrases import read_phrase
 from musicgpt.provenance import read_provenance
 from musicgpt.shards import Shards, is_shards
 
@@ -53,8 +54,6 @@ if TYPE_CHECKING:
 
 NAME = "originality.safetensors.xz"
 """What the index is called beside a model's weights, of whose training pieces it is."""
-
-SHIPPED = Path(__file__).with_name("assets") / "model" / NAME
 
 COMMON = 300
 """A run that is there more often is no seed."""
@@ -448,7 +447,7 @@ def open_index(where: Path | None, progress: Progress = no_progress) -> Index:
         ShardsError: shards that cannot be used.
     """
     if where is None:
-        return Index.read(SHIPPED)
+        return Index.read(BOXED / NAME)
     if is_shards(where):
         from musicgpt.tokenizer import load_tokenizer  # it brings miditok, which an index that is made does without
 
@@ -459,19 +458,26 @@ def open_index(where: Path | None, progress: Progress = no_progress) -> Index:
     return Index.read(path)
 
 
-def compare_file(path: Path, index: Index) -> Originality:
-    """A MIDI file -> what it shares; of one that we made, the new bars alone count, and its style says what is normal.
+def compare_file(path: str | Path, index: Index, report: Report = lambda text: None) -> Originality:
+    """A file of music, a phrase or ABC -> what it shares; `report` gets a line for what had to be changed in it.
+
+    Of a file that we made the new bars alone count, of one that was filled in those instruments that were filled; and
+    its style says what is normal.
 
     Raises:
         InputError: it cannot be read.
     """
-    (score, *_), _ = midi.read_scores(path)
-    made = read_provenance(path) or {}
+    score, remarks = read_phrase(str(path))
+    for remark in remarks:
+        report(remark)
+    made = read_provenance(Path(path)) or {}
     first, last, style = 1, None, None
     with suppress(KeyError, TypeError, ValueError):
         style = str(made["settings"]["style"])
     with suppress(KeyError, TypeError, ValueError, OverflowError):
         first, last = map(int, made["infill"]["bars"])
+        programs = set(made["infill"]["programs"])
+        score.tracks = TrackTickList([track for track in score.tracks if midi.rank_of(track) in programs])
     with suppress(KeyError, TypeError, ValueError, OverflowError):
         first = midi.BarLines(score).bar_at(round(made["boundary_quarters"] * score.ticks_per_quarter))
     return index.compare(score, first, last, style)

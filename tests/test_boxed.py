@@ -14,9 +14,10 @@ import transformers
 
 import musicgpt
 from musicgpt import midi
-from musicgpt.checkpoint import BOXED, WEIGHTS
+from musicgpt.checkpoint import WEIGHTS
 from musicgpt.cli import main
 from musicgpt.compose import LanguageModel
+from musicgpt.config import BOXED
 from musicgpt.marks import CONTROL_MARKS, FILL
 from musicgpt.originality import compare_file
 from musicgpt.phrases import PHRASES, read_phrase
@@ -79,6 +80,16 @@ def test_it_knows_controls_and_filling_in(boxed: LanguageModel) -> None:
     assert boxed.tokenizer.has((*CONTROL_MARKS, *FILL))
     (filled,) = boxed.infill("reel", bars="3-4")
     assert filled.notes
+
+
+def test_what_is_filled_in_is_compared_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["infill", "--piece", "reel", "--bars", "3-4", "-o", str(tmp_path / "out.mid")])
+    assert "of the notes are in passages shared with training pieces" in capsys.readouterr().err
+
+
+def test_inspect_knows_its_name(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["inspect", "boxed", "--json"])
+    assert json.loads(capsys.readouterr().out)["kind"] == "checkpoint"
 
 
 def test_its_index_names_pieces_of_every_style(boxed: LanguageModel) -> None:

@@ -6,6 +6,7 @@ import json
 import lzma
 import random
 import shutil
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from musicgpt.cli import main
 from musicgpt.compose import MOST_ATTEMPTS
 from musicgpt.config import PrepareConfig
 from musicgpt.errors import InputError, ShardsError, UsageError
+from musicgpt.infill import New
 from musicgpt.lines import lines_of
 from musicgpt.originality import NAME, Index, compare_file
 from musicgpt.prepare import prepare
@@ -279,7 +281,7 @@ def test_shards_without_a_ledger_number_their_pieces(shards: Path, tmp_path: Pat
         ("originality", "nothing to do"),
         ("originality {piece} --against {folder}", "expected one of these"),
         ("originality {piece} --against {piece}", "is no index of training pieces"),
-        ("originality {folder}/none.mid --against {index}", "cannot read"),
+        ("originality {folder}/none.mid --against {index}", "there is no file"),
         ("originality --against {index} -o {index}", "there already"),
     ],
 )
@@ -317,6 +319,49 @@ def test_of_what_we_made_the_new_bars_count(run: Path, tunes: list[ScoreTick], t
     assert all(match.bars[0] > 6 for match in piece.originality(index).matches)
     alone = model.generate(prompt, prompt_bars=6, bars=4, seed=3, include_prompt=False)
     assert Index.of([("new", alone.score)]).compare(piece.score, 7).share_copied == 1
+
+
+def test_of_what_was_filled_in_the_new_notes_count(run: Path, tunes: list[ScoreTick], tmp_path: Path) -> None:
+    """The right hand stays, and is known; a bass is written to it, alone or into bars 3 to 6."""
+    host = tunes[0].copy()
+    host.tracks[0].program = 0
+    midi.write_midi(host, tmp_path / "host.mid")
+    index = Index.of([("host", host)])
+    assert index.compare(host, 3, 6).share_copied == 1
+    for bars in ("3-6", None):
+        (filled,) = musicgpt.load(run).infill(tmp_path / "host.mid", bars=bars, tracks=["bass"])
+        filled.save(tmp_path / "out.mid")
+        found = filled.originality(index)
+        assert found.matches == []
+        assert compare_file(tmp_path / "out.mid", index) == found
+        new = Index.of([("new", filled.score)])
+        assert filled.originality(new).share_copied in (0, 1)  # a match, where there are notes enough for one
+    (filled,) = musicgpt.load(run).infill(tmp_path / "host.mid", bars="3-6")
+    copy = replace(filled, notes=tuple(made_of(host, 3, 6)))
+    assert copy.originality(index).share_copied == 1
+
+
+def made_of(score: ScoreTick, first: int, last: int) -> list[New]:
+    """The notes of these bars as if they had been filled in."""
+    lines, quarter = midi.BarLines(score), score.ticks_per_quarter
+    begin, end = lines.begin(first), lines.begin(last + 1)
+    return [
+        New((note.time - begin) / quarter, note.duration / quarter, note.pitch, note.velocity, 0)
+        for note in score.tracks[0].notes
+        if begin <= note.time < end
+    ]
+
+
+def test_of_several_pieces_the_first_is_compared_and_that_is_said(
+    walks: Index, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    walks.write(tmp_path / NAME)
+    tune = "X:{}\nL:1/8\nK:C\nCDEF GABc|cBAG FEDC|\n"
+    (tmp_path / "two.abc").write_text(tune.format(1) + "\n" + tune.format(2))
+    main(["originality", str(tmp_path / "two.abc"), "--against", str(tmp_path)])
+    said = capsys.readouterr()
+    assert "the first of 2 pieces" in said.err
+    assert "0.0% of the notes" in said.out
 
 
 def test_copies_are_made_again(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
