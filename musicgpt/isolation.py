@@ -26,9 +26,9 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
+from concurrent.futures import FIRST_COMPLETED, CancelledError, Executor, Future, wait
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -73,6 +73,12 @@ class Limits:
 
     seconds: float
     megabytes: int
+    stop: threading.Event | None = None
+    """Once it is set nobody waits for results any more. Only where threads of this process execute `run`."""
+
+    @property
+    def over(self) -> bool:
+        return self.stop is not None and self.stop.is_set()
 
 
 @dataclass(frozen=True)
@@ -87,6 +93,7 @@ def run(task: bytes, items: Sequence[Any], limits: Limits) -> list[list[Any] | F
 
     Raises:
         InputError: no child can be started, or it cannot load the task.
+        CancelledError: nobody waits for the results any more.
     """
     return [_run(task, item, limits) for item in items]
 
@@ -165,7 +172,10 @@ class Child:
     def __init__(self) -> None:
         command = [sys.executable, "-c", CODE.format(path=sys.path)]
         environment = {name: value for name, value in os.environ.items() if name != TRIM}
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
+        # a session of its own: the parent decides what an interrupt at the terminal means
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, start_new_session=True
+        )
         self._seen = psutil.Process(self.process.pid)  # which knows when another has come to have this id
         self.used = False
         self._task = b""
@@ -176,17 +186,17 @@ class Child:
         threading.Thread(target=self._watch, daemon=True).start()
 
     def results(self, task: bytes, item: Any, limits: Limits) -> list[Any] | Failure:
-        """Raises: _Died: the child did not live to send them all. InputError: it cannot load the task."""
+        """Raises: _Died: the child did not live to send them all. InputError, CancelledError: as `run` does."""
         if task != self._task:
-            self._load(task)
+            self._load(task, limits)
         found = self._ask((item, limits.seconds), limits)
         self.used = True
         _idle.append(self)
         return found[-1] if found and isinstance(found[-1], Failure) else found
 
-    def _load(self, task: bytes) -> None:
+    def _load(self, task: bytes, limits: Limits) -> None:
         try:
-            refused = self._ask(task, Limits(START_SECONDS, sys.maxsize))
+            refused = self._ask(task, replace(limits, seconds=START_SECONDS, megabytes=sys.maxsize))
         except _Died as death:
             if self.used:
                 raise
@@ -209,6 +219,8 @@ class Child:
                 answers += answer
         except (OSError, EOFError, pickle.UnpicklingError):
             self.close()
+            if limits.over:
+                raise CancelledError from None
             raise _Died(self._verdict or _cause_of_death(self.process.returncode)) from None
         self._since = time.monotonic()
         self._busy = False
@@ -223,6 +235,8 @@ class Child:
                     with suppress(ValueError):  # borrowed in this moment
                         _idle.remove(self)
                         self.close()
+            elif self._limits.over:
+                self._kill()
             elif seconds > self._limits.seconds:
                 self._kill(f"gave no sign within {self._limits.seconds:g} s and was given up")
             elif seconds > PERIOD and self._megabytes() > self._limits.megabytes:
@@ -273,7 +287,7 @@ def _end_all() -> None:
 
 def serve() -> None:
     """The life of a child: tasks and items come through stdin, results go to stdout."""
-    with suppress(ValueError):  # the parent decides what an interrupt at the terminal means
+    with suppress(ValueError):  # on Windows, which has no sessions
         signal.signal(signal.SIGINT, signal.SIG_IGN)
     messages, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a library prints is no answer

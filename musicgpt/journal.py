@@ -66,8 +66,7 @@ class Journal:
     """
 
     def __init__(self, path: Path) -> None:
-        # transactions are ours; and whoever learns a vocabulary asks for documents from a thread of its own
-        self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+        self._db = sqlite3.connect(path, isolation_level=None)  # transactions are ours
         for pragma in ("locking_mode = exclusive", "journal_mode = wal", "synchronous = normal"):
             self._db.execute(f"PRAGMA {pragma}")
         self._db.execute("BEGIN")

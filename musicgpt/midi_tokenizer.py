@@ -464,7 +464,8 @@ class MidiTokenizer:
         characters = {chr(id + CHR_ID_START): id for id in self.wrapped.vocab.values()}
         model = Tokenizer(models.BPE(vocab=characters, merges=[]))  # a bar is a word: no merge crosses a bar line
         trainer = trainers.BpeTrainer(vocab_size=vocab_size, initial_alphabet=list(characters), show_progress=False)
-        model.train_from_iterator((self._spelled_bars(document) for document in documents), trainer)
+        words = [self._spelled_bars(document) for document in documents]  # first: the library hears no Ctrl-C
+        model.train_from_iterator(words, trainer)
         self.wrapped = _from_json(self.wrapped.to_dict(), self.wrapped.vocab, model)
         self._index()
 

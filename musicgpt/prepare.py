@@ -22,8 +22,10 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence, Set
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from threading import Event
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -212,7 +214,8 @@ class Preparation:
         if self.journal.fact("learned"):
             return type(tokenizer).load(self.folder)
         learned: Tokenizer[Any] = pickle.loads(pickle.dumps(tokenizer))
-        learned.learn(self._sample(tokenizer, rules), vocab_size)
+        documents = list(self._sample(tokenizer, rules))  # here, where Ctrl-C is heard: a library would not hear it
+        learned.learn(documents, vocab_size)
         learned.save(self.folder)
         self.journal.note("learned", True)
         self._commit(now=True)
@@ -372,10 +375,11 @@ def _pool(given: Executor | None, config: PrepareConfig, files: int) -> Iterator
             yield Pool(client.get_executor(pure=False), workers, limits)
     else:
         workers = min(workers, 1 + files // FILES_WORTH_A_PROCESS)
-        threads = ThreadPoolExecutor(workers)
+        threads, stop = ThreadPoolExecutor(workers), Event()
         try:
-            yield Pool(threads, workers, limits)
+            yield Pool(threads, workers, replace(limits, stop=stop))
         finally:
+            stop.set()
             threads.shutdown(cancel_futures=True)
 
 

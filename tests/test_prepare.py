@@ -8,6 +8,7 @@ import os
 import random
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -20,6 +21,7 @@ from pathlib import Path
 
 import changes
 import numpy as np
+import psutil
 import pytest
 import readers
 import symusic
@@ -304,6 +306,43 @@ def test_killed_in_either_pass_it_goes_on_and_repeats_only_what_was_under_way(
     assert every(tmp_path / "killed") == every(tmp_path / "whole")
     under_way = 2 * 2 * isolation.BLOCK  # two processes, each at a block and with another that was just done
     assert whole.reads() <= killed.reads() <= whole.reads() + 2 * under_way  # killed twice
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="terminals send signals to groups of processes on POSIX")
+@pytest.mark.parametrize("verb", ["prepare", "train"])
+def test_an_interrupt_at_the_terminal_ends_it_at_once_and_it_goes_on(
+    verb: str, tunes: list[symusic.Score], tmp_path: Path
+) -> None:
+    """While pieces are encoded that take a minute together."""
+    corpus, out = tmp_path / "corpus", tmp_path / "out"
+    corpus.mkdir()
+    for i in range(8):
+        long = symusic.Score(tunes[0].tpq)
+        long.tracks.append(symusic.Track())
+        times = random.Random(i).choices(range(0, 6_000 * long.tpq, long.tpq // 4), k=20_000)
+        long.tracks[0].notes.extend(symusic.Note(time, long.tpq // 4, 60 + time % 7, 64) for time in sorted(times))
+        midi.write_midi(long, corpus / f"{i}.mid")
+    for i, score in enumerate(tunes[:60]):
+        midi.write_midi(score, corpus / f"tune{i:02d}.mid")
+    command = f"{verb} {corpus} --out {out} --transpositions 24 --workers 2".split()
+    shards = out / "shards" if verb == "train" else out
+    ids = shards.with_name(f".{shards.name}.musicgpt-prepare") / "shards" / "train.ids"
+    for _ in range(2):
+        children: list[psutil.Process] = []
+        with subprocess.Popen(
+            [sys.executable, "-m", "musicgpt", *command], stderr=subprocess.PIPE, text=True, start_new_session=True
+        ) as process:
+            while not ids.exists() or len(children) < 2:  # the second time it is there
+                assert process.poll() is None
+                time.sleep(0.05)
+                children = psutil.Process(process.pid).children(recursive=True)
+            began = time.monotonic()
+            os.killpg(process.pid, signal.SIGINT)
+            _, said = process.communicate()
+        assert time.monotonic() - began < 10  # half a second, where nothing else is run
+        assert (process.returncode, said.splitlines()[-1]) == (130, "musicgpt: interrupted")
+        assert not any(child.is_running() for child in children)
+    assert said.startswith("going on with what was begun before: 0 of 68 files to read\n")
 
 
 def every(folder: Path) -> dict[str, bytes]:
