@@ -229,22 +229,22 @@ def _recorded(
 ) -> tuple[TrainConfig, PrepareConfig, str | None]:
     """What a run was begun with; only what is RESUMABLE is taken from the new command."""
     recorded = read_json(run / "run.json")
-    recorded["train"] = BEFORE | recorded["train"]
     if recorded["corpus"] != corpus:
         raise UsageError(f"{run} was begun on {recorded['corpus']}, not on {corpus}; name that to resume it")
-    for name, before in (recorded["train"] | recorded["prepare"]).items():
-        now = getattr(config, name, None) if hasattr(config, name) else getattr(prepare_config, name)
+    try:  # a choice that is younger than the run was not made in it: its default
+        begun, prepared = TrainConfig(**(BEFORE | recorded["train"])), PrepareConfig(**recorded["prepare"])
+    except TypeError as error:
+        raise CheckpointError(f"run.json was written by another version: {error}") from error
+    chosen = asdict(config) | asdict(prepare_config)
+    for name, before in (asdict(begun) | asdict(prepared)).items():
+        now = chosen[name]
         if name in given and name not in (*RESUMABLE, *MACHINERY) and now != before:
             raise UsageError(
                 f"{flag(name)} {now} differs from {before}, with which this run began; leave it out to resume"
             )
-    changed = {name: getattr(config, name) for name in RESUMABLE if name in given}
+    changed = {name: chosen[name] for name in RESUMABLE if name in given}
     changed["parallel"] = config.parallel  # how the processes of now work together, if there are several
-    try:
-        config = TrainConfig(**(recorded["train"] | changed))
-        return config, PrepareConfig(**recorded["prepare"]), recorded["init_from"]
-    except TypeError as error:
-        raise CheckpointError(f"run.json was written by another version: {error}") from error
+    return replace(begun, **changed), prepared, recorded["init_from"]
 
 
 def _fine_tuning(init_from: str, prepare_config: PrepareConfig, given: frozenset[str]) -> PrepareConfig:

@@ -205,6 +205,27 @@ def test_flags_that_do_not_go_together_are_refused(run: Path, folk: Path, shards
         train(str(tmp_path / "tsd"), tmp_path / "no", config, prepared, init_from=str(run), report=quiet)
 
 
+def test_a_run_that_is_older_than_an_option_goes_on_without_it_and_says_so(
+    run: Path, folk: Path, tmp_path: Path
+) -> None:
+    older, later = tmp_path / "older", tmp_path / "later"
+    for copy in (older, later):
+        shutil.copytree(run, copy)
+    record = json.loads((run / "run.json").read_text())
+    later_record = record | {"prepare": record["prepare"] | {"unheard_of": 1}}
+    (later / "run.json").write_text(json.dumps(later_record))
+    for name in ("styles", "controls", "infill"):
+        del record["prepare"][name]
+    (older / "run.json").write_text(json.dumps(record))
+    config, again = TrainConfig(), {"resume": True, "report": quiet}
+    for name, value in (("styles", True), ("controls", True), ("infill", 0.5)):
+        with pytest.raises(UsageError, match=rf"--{name} {value} differs from (False|0.0), with which this run began"):
+            train(str(folk), older, config, PrepareConfig(**{name: value}), given=frozenset([name]), **again)
+    assert train(str(folk), older, config, PrepareConfig(), **again) == older / "best"
+    with pytest.raises(CheckpointError, match=r"run.json was written by another version: .*unheard_of"):
+        train(str(folk), later, config, PrepareConfig(), given=frozenset(["steps"]), **again)
+
+
 def test_a_loss_that_is_not_finite_stops_the_run(shards: Path, tmp_path: Path) -> None:
     config = TrainConfig(steps=9, batch_size=2, n_positions=64, learning_rate=1e30, grad_clip=1e30, checkpoint_every=1)
     with pytest.raises(MusicGPTError) as caught:
