@@ -94,21 +94,7 @@ def prepare(
     if config.dedupe == "transposed" and not tokenizer.compares:
         raise UsageError("--dedupe transposed compares music; of text only exact copies are known: leave it out")
     max_ids = config.max_document_ids or tokenizer.max_document_ids
-    source = {
-        "files": found.digest,
-        "tokenizer": _identity(tokenizer),
-        "vocab_size": vocab_size,
-        "controls": config.controls,
-        "transpositions": config.transpositions,
-        "dedupe": config.dedupe,
-        "max_document_ids": max_ids,
-        "file_timeout": config.file_timeout,
-        "file_memory": config.file_memory,
-    }
-    if config.infill:
-        source |= {"infill": config.infill, "infill_ids": config.infill_ids}
-    if config.styles:
-        source |= {"styles": config.styles}
+    source = _source(found.digest, tokenizer, vocab_size, max_ids, config)
     folder = out.with_name(f".{out.name}.musicgpt-prepare")
     if (shards := _made_from(out, source)) is not None:
         if folder.exists():  # the last one died just before it removed it
@@ -116,50 +102,22 @@ def prepare(
                 shutil.rmtree(folder)
         report(f"{out} was prepared before and nothing has changed")
         return shards
-    there = {path.name for path in out.iterdir()} if out.is_dir() else set()
-    if strange := sorted(there - FILES):
-        raise UsageError(f"{out} holds {strange[0]}, which is no part of shards; choose another --out")
-    if there and not replace:
-        raise UsageError(f"{out} holds other shards; choose another --out, or replace them with --force")
+    _refuse_to_replace(out, replace)
     with locked(out), _stopped(out), ExitStack() as stack:
-        shards_folder = folder / "shards"
         pool = stack.enter_context(_pool(executor, config, found.count))
         journal = stack.enter_context(_opened(folder, source, corpus, report))
-        work = Preparation(corpus.absolute(), shards_folder, journal, pool, report, progress)
+        work = Preparation(corpus.absolute(), folder / "shards", journal, pool, report, progress)
         try:
-            work.read(tokenizer, alike=config.dedupe == "transposed")
-            rules = Rules(
-                config.transpositions, max_ids, work.split(), config.infill, config.infill_ids, config.controls
-            )
-            if config.infill and rules.within:
-                raise InputError("--infill: of fewer than three pieces no exercises are made; leave it out")
-            if vocab_size is not None or not tokenizer.complete:
-                tokenizer = work.learn(tokenizer, rules, vocab_size)
-            work.encode(tokenizer, rules, styled=config.styles)
+            manifest = work.make(config, tokenizer, vocab_size, max_ids, styles) | {"source": source}
+            if not any(total["ids"] for total in manifest["splits"].values()):
+                raise InputError(f"no document of {corpus} could be encoded within --max-document-ids {max_ids}")
         except MusicGPTError as error:
             if error.__cause__ is None:  # nor the disk, nor a process that did not start: the same would end the same
                 stack.close()
                 shutil.rmtree(folder)
             raise
-        splits = work.write_index(tokenizer)
-        manifest = {
-            "format": FORMAT,
-            "vocab_size": tokenizer.vocab_size,
-            "bos_id": tokenizer.bos_id,
-            "eos_id": tokenizer.eos_id,
-            "split_within_documents": rules.within,
-            "splits": splits,
-            **({"styles": work.count_styles(styles)} if styles else {}),
-            "source": source,
-            "checksums": checksums(shards_folder),
-        }
-        if not any(total["ids"] for total in splits.values()):
-            stack.close()
-            shutil.rmtree(folder)
-            raise InputError(f"no document of {corpus} could be encoded within --max-document-ids {max_ids}")
-        tokenizer.save(shards_folder)
-        write_json(shards_folder / MANIFEST, manifest)
-        put_in_place(shards_folder, out)
+        write_json(work.folder / MANIFEST, manifest)
+        put_in_place(work.folder, out)
         stack.close()
         shutil.rmtree(folder)
     for text in _summary(out / "ledger.jsonl", manifest):
@@ -176,6 +134,35 @@ class Preparation:
         self.corpus, self.folder, self.journal, self.pool = corpus, folder, journal, pool
         self.report, self.progress = report, progress
         self._committed = time.monotonic()
+
+    def make(
+        self,
+        config: PrepareConfig,
+        tokenizer: Tokenizer[Any],
+        vocab_size: int | None,
+        max_ids: int | None,
+        styles: Sequence[str],
+    ) -> dict[str, Any]:
+        """All of the shards but their manifest; gives what that says of them."""
+        self.read(tokenizer, alike=config.dedupe == "transposed")
+        rules = Rules(config.transpositions, max_ids, self.split(), config.infill, config.infill_ids, config.controls)
+        if config.infill and rules.within:
+            raise InputError("--infill: of fewer than three pieces no exercises are made; leave it out")
+        if vocab_size is not None or not tokenizer.complete:
+            tokenizer = self.learn(tokenizer, rules, vocab_size)
+        self.encode(tokenizer, rules, styled=config.styles)
+        splits = self.write_index(tokenizer)
+        tokenizer.save(self.folder)
+        return {
+            "format": FORMAT,
+            "vocab_size": tokenizer.vocab_size,
+            "bos_id": tokenizer.bos_id,
+            "eos_id": tokenizer.eos_id,
+            "split_within_documents": rules.within,
+            "splits": splits,
+            **({"styles": self.count_styles(styles)} if styles else {}),
+            "checksums": checksums(self.folder),
+        }
 
     def read(self, tokenizer: Tokenizer[Any], *, alike: bool) -> None:
         """Keep of each file why it is refused, or the fingerprints and keys of its documents."""
@@ -391,6 +378,37 @@ def _stopped(out: Path) -> Iterator[None]:
     except (OSError, sqlite3.OperationalError) as error:
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"cannot write {out}: {reason}; mend that, and the same command goes on from there") from error
+
+
+def _source(
+    files: str, tokenizer: Tokenizer[Any], vocab_size: int | None, max_ids: int | None, config: PrepareConfig
+) -> dict[str, Any]:
+    """All that decides what is in shards: those of the same source are not made again."""
+    source = {
+        "files": files,
+        "tokenizer": _identity(tokenizer),
+        "vocab_size": vocab_size,
+        "controls": config.controls,
+        "transpositions": config.transpositions,
+        "dedupe": config.dedupe,
+        "max_document_ids": max_ids,
+        "file_timeout": config.file_timeout,
+        "file_memory": config.file_memory,
+    }
+    if config.infill:
+        source |= {"infill": config.infill, "infill_ids": config.infill_ids}
+    if config.styles:
+        source |= {"styles": config.styles}
+    return source
+
+
+def _refuse_to_replace(out: Path, replace: bool) -> None:
+    """Raises: UsageError: what is in `out` is something else, or not to be replaced."""
+    there = {path.name for path in out.iterdir()} if out.is_dir() else set()
+    if strange := sorted(there - FILES):
+        raise UsageError(f"{out} holds {strange[0]}, which is no part of shards; choose another --out")
+    if there and not replace:
+        raise UsageError(f"{out} holds other shards; choose another --out, or replace them with --force")
 
 
 def _made_from(out: Path, source: dict[str, Any]) -> Shards | None:

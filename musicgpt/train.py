@@ -40,7 +40,7 @@ from musicgpt.config import PrepareConfig, Progress, Report, TrainConfig, flag, 
 from musicgpt.corpus import resolve_corpus
 from musicgpt.distributed import World, gather, joined, rank, recompute, restarted_since, scatter
 from musicgpt.errors import CheckpointError, InputError, MusicGPTError, ShardsError, UsageError
-from musicgpt.evaluate import baselines, mean_loss
+from musicgpt.evaluate import Window, baselines, mean_loss
 from musicgpt.files import locked, read_json, write_json
 from musicgpt.model import GPT, PRESETS, GPTConfig, empty, initialise
 from musicgpt.optim import default_learning_rate, learning_rate_at, make_optimizers
@@ -141,57 +141,29 @@ def train(
         resume = (run / "run.json").is_file() and (resume or restarted_since(run / "run.json"))
         if resume:
             config, prepare_config, init_from = _recorded(run, corpus, config, prepare_config, given)
-        elif any((run / name).exists() for name in ("run.json", "checkpoints", "best")) and not force:
-            how = "go on with --resume" if (run / "run.json").is_file() else "its run.json is gone"
-            raise UsageError(f"{run} holds a run: {how}, choose another --out, or replace it with --force")
-        elif init_from is not None:
-            prepare_config = _fine_tuning(init_from, prepare_config, given)
-            if "optimizer" not in given:  # Muon on weights that AdamW has trained was not measured
-                config = replace(config, optimizer="adamw")
-        if prepare_config.infill and "infill_ids" not in given and not resume:
-            prepare_config = replace(prepare_config, infill_ids=config.n_positions)
+        else:
+            if not force:
+                _refuse_to_replace(run)
+            config, prepare_config = _asked(config, prepare_config, given, init_from)
         if config.preset is not None and config.preset not in PRESETS:
             raise UsageError(f"--preset {config.preset} is unknown; expected one of {', '.join(PRESETS)}")
         world = stack.enter_context(joined(device_named(config.device), config.parallel))
         if world.device.type == "cpu":
             keep_freed_memory()
-        if config.batch_size % (world.size * (config.micro_batch or 1)):
-            raise UsageError(
-                f"--batch-size {config.batch_size} cannot be cut into equal micro-batches for {world.size} processes"
-            )
-        needless = sorted(given & {field.name for field in fields(PrepareConfig)})
-        if needless and not resume and is_shards(Path(corpus)):
-            raise UsageError(f"{flag(needless[0])} does not go with {corpus}, which is prepared already")
+        _check(corpus, config, given, resume, world)
         world.lead(lambda: tidy(run))
         shards = Shards(world.lead(lambda: _prepared(corpus, run, prepare_config, resume, report, progress)))
         start = world.lead(lambda: newest_checkpoint(run, report)) if resume else None
         if start is not None and read_json(run / "run.json").get("shards") != shards.manifest["checksums"]:
             raise ShardsError(f"{shards.directory} was prepared anew since {run} was begun: begin again with --force")
         tokenizer = load_tokenizer(shards.directory)
-        longest = shards.manifest.get("source", {}).get("infill_ids", 0)
-        if longest > config.n_positions and init_from is None:
-            raise UsageError(
-                f"the exercises in {shards.directory} are up to {longest:,} ids long, --n-positions is "
-                f"{config.n_positions:,}: make it as much, or prepare them with --infill-ids {config.n_positions}"
-            )
+        _check_exercises(shards, config, init_from)
         model = _make_model(config, shards, tokenizer, start, init_from, world, report)
         config = _decide(replace(config, n_positions=model.config.n_positions), model.config, shards, world, report)
-        assert config.learning_rate is not None
-        optimizers = make_optimizers(
-            model, config.optimizer, learning_rate=config.learning_rate, weight_decay=config.weight_decay
-        )
-        state = State(model, optimizers) if start is None else _load_state(start, model, optimizers)
+        state = _make_state(model, config, start)
         if start is not None:
             report(f"resuming {run} behind step {state.step:,}")
-        record = {
-            "corpus": corpus,
-            "init_from": init_from,
-            "train": asdict(config),
-            "prepare": asdict(prepare_config),
-            "model": asdict(model.config),
-            "shards": shards.manifest["checksums"],
-            "versions": {"musicgpt": __version__, "torch": torch.__version__, "python": platform.python_version()},
-        }
+        record = _record(corpus, init_from, config, prepare_config, model.config, shards)
         world.lead(lambda: begin(run, state.step, record, anew=start is None))
         _loop(state, config, shards, tokenizer, run, world, report, meter)
     return resolve_checkpoint(run)
@@ -207,6 +179,34 @@ def keep_freed_memory() -> None:
 
 def _silent(text: str) -> None:
     """Reports of processes other than the first."""
+
+
+def _refuse_to_replace(run: Path) -> None:
+    """Raises: UsageError: there is a run, or what is left of one."""
+    if any((run / name).exists() for name in ("run.json", "checkpoints", "best")):
+        how = "go on with --resume" if (run / "run.json").is_file() else "its run.json is gone"
+        raise UsageError(f"{run} holds a run: {how}, choose another --out, or replace it with --force")
+
+
+def _check(corpus: str, config: TrainConfig, given: frozenset[str], resume: bool, world: World) -> None:
+    """Raises: UsageError: flags that do not go with the number of processes, or with a corpus that is prepared."""
+    if config.batch_size % (world.size * (config.micro_batch or 1)):
+        raise UsageError(
+            f"--batch-size {config.batch_size} cannot be cut into equal micro-batches for {world.size} processes"
+        )
+    needless = sorted(given & {field.name for field in fields(PrepareConfig)})
+    if needless and not resume and is_shards(Path(corpus)):
+        raise UsageError(f"{flag(needless[0])} does not go with {corpus}, which is prepared already")
+
+
+def _check_exercises(shards: Shards, config: TrainConfig, init_from: str | None) -> None:
+    """Raises: UsageError: exercises in filling in are longer than what the model sees."""
+    longest = shards.manifest.get("source", {}).get("infill_ids", 0)
+    if longest > config.n_positions and init_from is None:
+        raise UsageError(
+            f"the exercises in {shards.directory} are up to {longest:,} ids long, --n-positions is "
+            f"{config.n_positions:,}: make it as much, or prepare them with --infill-ids {config.n_positions}"
+        )
 
 
 def _prepared(corpus: str, run: Path, config: PrepareConfig, resume: bool, report: Report, progress: Progress) -> Path:
@@ -247,12 +247,45 @@ def _recorded(
     return replace(begun, **changed), prepared, recorded["init_from"]
 
 
-def _fine_tuning(init_from: str, prepare_config: PrepareConfig, given: frozenset[str]) -> PrepareConfig:
-    """Shape and vocabulary are those of the checkpoint."""
-    for name in ("preset", "n_positions", "tokenizer", "vocab_size"):
-        if name in given:
-            raise UsageError(f"{flag(name)} does not go with --init-from: shape and vocabulary are the checkpoint's")
-    return replace(prepare_config, tokenizer=str(resolve_checkpoint(init_from)))
+def _asked(
+    config: TrainConfig, prepare_config: PrepareConfig, given: frozenset[str], init_from: str | None
+) -> tuple[TrainConfig, PrepareConfig]:
+    """What a new run begins with: what was left open follows from what was given.
+
+    Of a run that goes on from another checkpoint, shape and vocabulary are those of the checkpoint.
+    """
+    if init_from is not None:
+        for name in ("preset", "n_positions", "tokenizer", "vocab_size"):
+            if name in given:
+                raise UsageError(
+                    f"{flag(name)} does not go with --init-from: shape and vocabulary are the checkpoint's"
+                )
+        prepare_config = replace(prepare_config, tokenizer=str(resolve_checkpoint(init_from)))
+        if "optimizer" not in given:  # Muon on weights that AdamW has trained was not measured
+            config = replace(config, optimizer="adamw")
+    if prepare_config.infill and "infill_ids" not in given:
+        prepare_config = replace(prepare_config, infill_ids=config.n_positions)
+    return config, prepare_config
+
+
+def _record(
+    corpus: str,
+    init_from: str | None,
+    config: TrainConfig,
+    prepare_config: PrepareConfig,
+    shape: GPTConfig,
+    shards: Shards,
+) -> dict[str, Any]:
+    """What stands in run.json, and `_recorded` reads again."""
+    return {
+        "corpus": corpus,
+        "init_from": init_from,
+        "train": asdict(config),
+        "prepare": asdict(prepare_config),
+        "model": asdict(shape),
+        "shards": shards.manifest["checksums"],
+        "versions": {"musicgpt": __version__, "torch": torch.__version__, "python": platform.python_version()},
+    }
 
 
 def _make_model(
@@ -355,6 +388,31 @@ def _has_bfloat16(device: torch.device) -> bool:
     return device.type == "cpu" and bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
+def _data(shards: Shards, tokenizer: Tokenizer[Any], config: TrainConfig) -> tuple[Batches, list[Window]]:
+    """What is trained on, and what is validated on.
+
+    Raises:
+        ShardsError: nothing to validate on.
+    """
+    val_split = shards.split("val")
+    batches = Batches(
+        shards.split("train"),
+        window=tokenizer.window,
+        batch_size=config.batch_size,
+        n_positions=config.n_positions,
+        seed=config.seed,
+        eos_id=tokenizer.eos_id,
+        unscored=tokenizer.unscored,
+        whole=tokenizer.whole,
+    )
+    if val_split.n_documents == 0:
+        raise ShardsError(f"{shards.directory} has nothing to validate on; give more pieces")
+    windows = windows_in_order(
+        val_split, n_positions=config.n_positions, limit=VALIDATION_IDS, unscored=tokenizer.unscored
+    )
+    return batches, windows
+
+
 def _loop(
     state: State,
     config: TrainConfig,
@@ -367,23 +425,9 @@ def _loop(
 ) -> None:
     assert config.steps is not None
     assert config.checkpoint_every is not None
-    n_positions = state.model.config.n_positions
-    train_split, val_split = shards.split("train"), shards.split("val")
-    batches = Batches(
-        train_split,
-        window=tokenizer.window,
-        batch_size=config.batch_size,
-        n_positions=n_positions,
-        seed=config.seed,
-        eos_id=tokenizer.eos_id,
-        unscored=tokenizer.unscored,
-        whole=tokenizer.whole,
-    )
-    if val_split.n_documents == 0:
-        raise ShardsError(f"{shards.directory} has nothing to validate on; give more pieces")
-    windows = windows_in_order(val_split, n_positions=n_positions, limit=VALIDATION_IDS, unscored=tokenizer.unscored)
+    batches, windows = _data(shards, tokenizer, config)
     if state.step == 0 and world.is_first:
-        floors = baselines(train_split, windows, tokenizer.vocab_size)
+        floors = baselines(shards.split("train"), windows, tokenizer.vocab_size)
         report("validation without a model: " + ", ".join(f"{name} {loss:.3f}" for name, loss in floors.items()))
         write_json(run / "baselines.json", floors)
     objective = world.objective(state.model)
@@ -393,7 +437,7 @@ def _loop(
         while state.step < config.steps and not interrupted:
             began = time.perf_counter()
             row = {"step": state.step + 1, **_step(state, objective, batches, config, world, run)}
-            row["tokens_per_second"] = round(config.batch_size * n_positions / (time.perf_counter() - began), 1)
+            row["tokens_per_second"] = round(config.batch_size * config.n_positions / (time.perf_counter() - began), 1)
             row["epoch"] = round(batches.epoch(state.step), 4)
             interrupted = world.sum(len(asked)) > [0]  # all stop behind the same step
             validated = state.step % config.checkpoint_every == 0 or state.step == config.steps
@@ -493,6 +537,15 @@ def _save(state: State, config: TrainConfig, tokenizer: Tokenizer[Any], run: Pat
             keep=config.keep_checkpoints,
         )
     )
+
+
+def _make_state(model: GPT, config: TrainConfig, start: Path | None) -> State:
+    """That of a run that begins, or goes on behind the checkpoint `start`."""
+    assert config.learning_rate is not None
+    optimizers = make_optimizers(
+        model, config.optimizer, learning_rate=config.learning_rate, weight_decay=config.weight_decay
+    )
+    return State(model, optimizers) if start is None else _load_state(start, model, optimizers)
 
 
 def _load_state(checkpoint: Path, model: GPT, optimizers: list[torch.optim.Optimizer]) -> State:

@@ -314,6 +314,7 @@ def test_an_interrupt_at_the_terminal_ends_it_at_once_and_it_goes_on(
     verb: str, tunes: list[symusic.Score], tmp_path: Path
 ) -> None:
     """While pieces are encoded that take a minute together."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell lets what runs behind it ignore interrupts
     corpus, out = tmp_path / "corpus", tmp_path / "out"
     corpus.mkdir()
     for i in range(8):
