@@ -50,6 +50,7 @@ from musicgpt.runs import (
     Metrics,
     Saved,
     begin,
+    checkpoints,
     newest_checkpoint,
     read_saved,
     save_checkpoint,
@@ -455,8 +456,8 @@ def _loop(
             if validated or interrupted:  # stopped, it does not validate: it would not have done so here by itself
                 state.best = min(state.best, row.get("val_loss", math.inf))
                 _save(state, config, tokenizer, run, world, is_best)
-            if validated and world.is_first and world.parallel != "fsdp":  # which no process could do alone
-                _write_sample(state, tokenizer, run, config.seed)
+            if validated:
+                world.lead(lambda: _write_sample(state, tokenizer, run, world, config.seed))
     if interrupted:
         report(f"stopped behind step {state.step:,}, all saved; go on with the same command and --resume")
     else:
@@ -571,9 +572,12 @@ def _load_state(checkpoint: Path, model: GPT, optimizers: list[torch.optim.Optim
     return State(model, optimizers, saved.step, saved.best)
 
 
-def _write_sample(state: State, tokenizer: Tokenizer[Any], run: Path, seed: int) -> None:
-    """What the model writes from nothing, to hear or read how far it has come."""
-    model = LanguageModel(state.model, tokenizer)
+def _write_sample(state: State, tokenizer: Tokenizer[Any], run: Path, world: World, seed: int) -> None:
+    """What the model writes from nothing, to hear or read how far it has come.
+
+    Of one that is spread over the processes, the checkpoint that was just saved writes it, on the host.
+    """
+    model = LanguageModel(load_model(checkpoints(run)[0]) if world.parallel == "fsdp" else state.model, tokenizer)
     (run / "samples").mkdir(exist_ok=True)
     with suppress(InputError):  # not one complete note: a model that has learned nothing yet
         piece = model.generate(max_new_tokens=SAMPLE_IDS, seed=seed)

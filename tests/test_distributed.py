@@ -16,9 +16,11 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
+import symusic
 import torch
 from safetensors.torch import load_file
 
+import musicgpt
 from musicgpt.cli import main
 from musicgpt.config import PrepareConfig
 from musicgpt.distributed import memory, recompute
@@ -26,6 +28,7 @@ from musicgpt.model import GPT, PRESETS, GPTConfig
 from musicgpt.optim import make_optimizers
 from musicgpt.prepare import prepare
 from musicgpt.runs import checkpoints
+from musicgpt.train import SAMPLE_IDS
 
 SMALL = "--preset nano --n-positions 64 --batch-size 4 --steps 6 --checkpoint-every 3 --device cpu --dtype float32"
 WORLDS = {"one": "", "ddp": "--parallel ddp", "fsdp": "--parallel fsdp"}
@@ -79,6 +82,15 @@ def test_two_processes_give_the_losses_of_one(world: str, optimizer: str, runs: 
     if optimizer == "adamw":
         np.testing.assert_allclose(losses(other, "grad_norm"), losses(one, "grad_norm"), rtol=1e-4)
         assert max(float((ours[name] - theirs[name]).abs().max()) for name in ours) < 1e-4
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_each_validation_leaves_a_sample_whoever_holds_the_weights(world: str, runs: Path) -> None:
+    run = runs / "adamw" / world
+    assert sorted(path.name for path in (run / "samples").iterdir()) == ["step_000003.mid", "step_000006.mid"]
+    again = musicgpt.load(checkpoints(run)[0]).generate(max_new_tokens=SAMPLE_IDS, seed=0).document
+    sample = symusic.Score(run / "samples" / "step_000006.mid")
+    assert [track.note_num() for track in sample.tracks] == [track.note_num() for track in again.tracks]
 
 
 @pytest.mark.parametrize(("before", "after"), [("one", "fsdp"), ("fsdp", "ddp"), ("ddp", "one")])
