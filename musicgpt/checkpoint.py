@@ -272,13 +272,18 @@ def load(
 ) -> tuple[GPT, Tokenizer[Any]]:
     """A checkpoint or a run -> its model and its tokenizer.
 
+    `weights` as in `load_model`, but None makes float32 of half precision on a CPU, whose engine computes in that.
+
     Raises:
         CheckpointError: as `load_model`; or the tokenizer has more ids than the model.
         TokenizerError: the directory holds no tokenizer, or one that is refused.
     """
     directory = resolve_checkpoint(directory, revision)
     tokenizer = load_tokenizer(directory)
-    model = load_model(directory, device=device_named(device), weights=weights)
+    target = device_named(device)
+    model = load_model(directory, device=target, weights=weights)
+    if weights is None and target.type == "cpu":
+        model.float()
     ids, rows = tokenizer.vocab_size, model.config.vocab_size
     if ids != rows and (ids > rows or rows % 64):  # some pad the model to a multiple of 64, for speed
         raise CheckpointError(

@@ -238,7 +238,9 @@ def _verb(verbs: Any, name: str, function: Any, text: str) -> Parser:
 
 def _add_weights(parser: Any) -> None:
     parser.add_argument(
-        "--weights", choices=WEIGHT_KINDS, help="what the matrices are made into (as they are stored); int8 is fastest"
+        "--weights",
+        choices=WEIGHT_KINDS,
+        help="what the matrices are made into (float32 on a CPU, elsewhere as they are stored); int8 is fastest",
     )
 
 

@@ -731,7 +731,7 @@ def load(
 
     Nothing: the model that comes with the package.
 
-    `weights` "int8" reads a quarter of the bytes for each id; None leaves them as they are stored.
+    `weights` "int8" reads a quarter of the bytes for each id; None is float32 on a CPU, elsewhere as they are stored.
 
     Raises:
         CheckpointError: no checkpoint there, or one that does not fit.
