@@ -30,6 +30,13 @@ METAVARS = {str: "NAME", int: "N", float: "X"}
 class Parser(argparse.ArgumentParser):
     """A user's mistake is one line and exit status 1."""
 
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """A verb refuses by itself what it does not know: argparse would point to the help that lists the verbs."""
+        options, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+        return options, unknown
+
     def error(self, message: str) -> NoReturn:
         self.exit(1, f"musicgpt: error: {message}; see {self.prog} --help\n")
 
@@ -132,7 +139,7 @@ def make_parser() -> Parser:
         "--against",
         metavar="WHERE",
         type=Path,
-        help="look for copies in these shards, or this index (CHECKPOINT's own)",
+        help="look for copies in these shards, those of this run, or this index (CHECKPOINT's own)",
     )
     piece.add_argument("--stream", action="store_true", help="also print each note as it is made, as a JSON line")
     choice = generate.add_argument_group("how ids are chosen", argument_default=argparse.SUPPRESS)
@@ -206,7 +213,7 @@ def make_parser() -> Parser:
         "--against",
         metavar="WHERE",
         type=Path,
-        help="shards, an index that was made of them, or a checkpoint that holds one (the index that ships)",
+        help="shards, a run with its own, an index that was made of them, or a checkpoint that holds one (boxed)",
     )
     originality.add_argument(
         "-o", "--out", metavar="INDEX", type=Path, help="keep the index of the shards, to give again"

@@ -118,7 +118,7 @@ def test_nothing_is_overwritten_without_force(run: Path, tmp_path: Path, capsys:
         ("--stream --num-samples 2", "--stream shows one piece"),
         ("-o FOLDER/no/out.mid", "does not exist; make it, or choose another -o"),
         ("-o FOLDER/out.wav", "this model writes .mid files"),
-        ("--nonsense", "unrecognized arguments: --nonsense"),
+        ("--nonsense", "unrecognized arguments: --nonsense; see musicgpt generate --help"),
     ],
 )
 def test_generate_refuses_in_one_line_and_writes_nothing(
