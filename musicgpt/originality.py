@@ -144,7 +144,8 @@ class Originality:
         if not self.matches:
             return text
         longest = max(self.matches, key=lambda match: match.bars[1] - match.bars[0])
-        return f"{text}, the longest in {self.longest_bars} bars, as in {longest.piece}"
+        here, there = (f"{first}-{last}" for first, last in (longest.bars, longest.piece_bars))
+        return f"{text}, the longest in bars {here}, as in bars {there} of {longest.piece}"
 
     def in_words(self) -> str:
         rows = [("bars", "notes", "equal", "kind", "semitones", "its bars", "training piece")]
@@ -440,21 +441,25 @@ class Span(NamedTuple):
 
 
 def open_index(where: Path | None, progress: Progress = no_progress) -> Index:
-    """An index, shards to make one of, or a checkpoint that carries one; None: that which ships.
+    """An index, shards or a run to make one of, or a checkpoint that carries one; None, or `boxed`: that which ships.
 
     Raises:
         InputError: none of these.
         ShardsError: shards that cannot be used.
     """
-    if where is None:
+    if where is None or (str(where) == "boxed" and not where.exists()):
         return Index.read(BOXED / NAME)
-    if is_shards(where):
+    shards = next(filter(is_shards, (where, where / "shards")), None)
+    if shards is not None:
         from musicgpt.tokenizer import load_tokenizer  # it brings miditok, which an index that is made does without
 
-        return Index.of_shards(Shards(where), load_tokenizer(where), progress)
+        return Index.of_shards(Shards(shards), load_tokenizer(shards), progress)
     path = where / NAME if where.is_dir() else where
     if not path.is_file():
-        raise InputError(f"{where} is no index, holds no {NAME} and no shards: expected one of these")
+        raise InputError(
+            f"{where} is no index, holds no {NAME} and no shards: expected one of these, which musicgpt prepare makes "
+            f"of training pieces"
+        )
     return Index.read(path)
 
 

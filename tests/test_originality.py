@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import lzma
 import random
+import re
 import shutil
 from dataclasses import replace
 from functools import partial
@@ -24,7 +25,7 @@ from musicgpt.config import PrepareConfig
 from musicgpt.errors import InputError, ShardsError, UsageError
 from musicgpt.infill import New
 from musicgpt.lines import lines_of
-from musicgpt.originality import NAME, Index, compare_file
+from musicgpt.originality import NAME, Index, compare_file, open_index
 from musicgpt.prepare import prepare
 from musicgpt.tokenizer import load_tokenizer
 
@@ -137,6 +138,14 @@ def test_a_planted_passage_is_found_with_its_bars_on_both_sides(walks: Index, ba
         assert abs(match.bars[0] - 9) <= 1
         assert abs(match.bars[1] - (8 + bars)) <= 1
         assert match.piece_bars[0] - match.bars[0] == 1 + seed % 12 - 9
+
+
+def test_a_line_names_the_bars_of_the_longest_on_both_sides(walks: Index) -> None:
+    found = walks.compare(planted(walk(3, 512), walk(103, 512), 4, 8, 9))
+    (match,) = found.matches
+    here, there = (f"{first}-{last}" for first, last in (match.bars, match.piece_bars))
+    assert here != there
+    assert found.in_line().endswith(f"the longest in bars {here}, as in bars {there} of walk 3")
 
 
 def test_a_copy_beside_other_voices_is_found(walks: Index) -> None:
@@ -299,6 +308,11 @@ def test_a_mistake_is_one_line(
     assert said in line
 
 
+def test_a_run_stands_for_its_shards_and_boxed_for_what_ships(run: Path) -> None:
+    assert open_index(run).names == open_index(run / "shards").names
+    assert open_index(Path("boxed")).names == open_index(None).names
+
+
 def test_text_has_no_index(tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text("Once upon a time. " * 100)
     config = PrepareConfig(tokenizer="characters")
@@ -392,7 +406,7 @@ def test_copies_are_made_again(run: Path, tmp_path: Path, capsys: pytest.Capture
     first.write(checkpoint / NAME)
     out = tmp_path / "out.mid"
     main(f"generate {checkpoint} --bars 8 --temperature 1.5 -o {out}".split())
-    assert "as in first" in capsys.readouterr().err
+    assert re.search(r"in bars \d-8, as in bars \d-8 of first$", capsys.readouterr().err, re.MULTILINE)
     main(f"generate {checkpoint} --bars 8 --temperature 1.5 --max-copied-bars 4 -o {out} --force".split())
     assert "made 2 times" in capsys.readouterr().err
     main(f"generate {checkpoint} --replay {out} -o {tmp_path / 'again.mid'}".split())
