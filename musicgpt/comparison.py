@@ -146,7 +146,9 @@ def _measure(made: list[Measured], there: list[Measured], name: str, generator: 
         f, g = (_smoothed(counts, np.mean(widths, axis=0)) for counts in (hx, hy))
         p, q = _of_distances(hy, hy, (wy**2).sum(axis=1)), _of_distances(hx, hy, np.zeros(len(wx)))
         kl = (p * np.log(np.maximum(p, FAINTEST) / np.maximum(q, FAINTEST))).sum(axis=1)
-        return np.stack([np.minimum(f, g).sum(axis=1), np.minimum(p, q).sum(axis=1), kl])
+        return np.stack(
+            [np.minimum(f, g).sum(axis=1), np.minimum(p, q).sum(axis=1), np.maximum(kl, 0)]
+        )  # rounded below
 
     return found | _compared(("overlap", "distance_overlap", "distance_kl"), x, y, overlaps, generator)
 
@@ -277,6 +279,7 @@ def in_words(found: Comparison) -> Iterator[str]:
     for name, row in found["histograms"].items():
         yield f"{name.replace('_', ' '):20} {'histogram':>18} {'':>18} {_overlaps(row)}".rstrip()
     yield "mean ± standard deviation of the pieces; overlap: 1 is all; real to real: what halves of the real set reach;"
+    yield "-: too few pieces have it (an overlap wants two real ones, halves want four);"
     yield "OA and KL as in Yang and Lerch 2020, of the distances between real pieces and of those to generated ones"
 
 

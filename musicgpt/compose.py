@@ -157,7 +157,9 @@ class LanguageModel:
     def midi_tokenizer(self) -> MidiTokenizer:
         """Raises: UsageError: a model of text has none."""
         if not isinstance(self.tokenizer, MidiTokenizer):
-            raise UsageError("this model has no grammar: it is of text, or of voices on a grid")
+            raise UsageError(
+                "this model is of text, or of voices on a grid; expected one of remi, tsd, midilike or structured"
+            )
         return self.tokenizer
 
     @cached_property

@@ -218,9 +218,11 @@ class Constraints:
             if track is not None:
                 ranks = [self._rank(track, order)]
             if not ranks:
+                told = f"{control.replace('_', '-')}={LEVELS[level]}"
+                how = f"--control bars={bars[0]}-{bars[1]}:track=piano;{told}" if bars else f"--track piano:{told}"
                 raise UsageError(
                     f"{flag(control)} is of instruments, and none are known here: add --instruments, or name one, as "
-                    f"--track piano:{control.replace('_', '-')}={LEVELS[level]}"
+                    f"{how}"
                 )
             if control == "register" and not {*ranks} - {DRUMS}:
                 raise UsageError("--register: drums have none; leave it out, or name another instrument")

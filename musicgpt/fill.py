@@ -225,6 +225,11 @@ class Filler:
             for track in inside.tracks
             for note in track.notes
         ]
+        rings = sum(
+            note.time < begin < note.time + note.duration for i in wanted.tracks for note in score.tracks[i].notes
+        )
+        if rings:
+            self.report(f"what rings into the hole from before it stays, notes: {rings:,}")
         self._weighs = self.trained or self._behind(score, wanted.last + 1) is None
         needed = count if self.trained else max(count, FEWEST_GUESSES)
         fresh: list[Take] = []

@@ -80,6 +80,7 @@ def test_too_few_pieces_have_means_and_no_overlap() -> None:
     same = overlaps(np.full(5, 2.0), np.full(9, 2.0))
     for name in ("overlap", "real_overlap", "distance_overlap"):
         assert same[name] == pytest.approx(1)
+    assert same["distance_kl"] >= 0
     none = overlaps(np.array([]), np.array([2.0, 3.0]))
     assert none["generated"] == {"pieces": 0, "mean": None, "spread": None}
 

@@ -618,6 +618,7 @@ def test_controls_are_said_of_the_instruments_asked_for_or_of_the_prompt_or_name
         ({"control": ["bars=1-4:tempo=2"]}, "expected new bars"),
         ({"control": ["bars=1-4:track=0;key=C major"]}, "expected new bars"),
         ({"density": "low"}, "--density is of instruments, and none are known here: add --instruments, or name one"),
+        ({"bars": 4, "control": ["bars=1-2:density=low"]}, "--control bars=1-2:track=piano;density=low"),
         ({"instruments": "drums", "register": "low"}, "--register: drums have none"),
         ({"bars_left": True}, "--bars-left: of how many"),
         ({"bars": 4, "control": ["bars=5-8:key=C major"]}, "there will be 4 new bars"),

@@ -8,7 +8,7 @@ from pathlib import Path
 import mido
 import pytest
 import torch
-from symusic.core import ScoreTick, TimeSignatureTick, TrackTick
+from symusic.core import NoteTick, ScoreTick, TimeSignatureTick, TrackTick
 from test_infill import a_song, five_levels
 
 import musicgpt
@@ -200,6 +200,18 @@ def test_a_hole_longer_than_the_context_slides() -> None:
         take = model.infill(song, "3-10", seed=seed)[0]
         check(song, take.score, 3, 10, {0, 1, 2, 3}, {0, 33, 128})
         assert {midi.BarLines(song).bar_at(int(n.onset_beats * 96) + 96 * 8) for n in take.notes} >= {3, 10}
+
+
+def test_what_rings_into_the_hole_is_said() -> None:
+    model, song, said = a_model("remi", False, False), a_song(), list[str]()
+    begin = midi.BarLines(song).begin(5)
+    for track in song.tracks:
+        track.notes.filter(lambda note: not note.time < begin < note.end, inplace=True)
+    model.infill(song, "5", report=said.append)
+    assert not any("rings" in line for line in said)
+    song.tracks[0].notes.append(NoteTick(begin - 10, 20, 50, 80))
+    model.infill(song, "5", report=said.append)
+    assert "what rings into the hole from before it stays, notes: 1" in said
 
 
 def test_what_cannot_be_filled_is_said_in_one_line() -> None:
