@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from symusic.core import ScoreTick, TrackTickList
 
-from musicgpt import midi
+from musicgpt import midi, render
 from musicgpt.config import Report
 from musicgpt.constraints import SURROUNDED, Constraints, program_name, read_bars, read_instruments
 from musicgpt.drafts import Drafts
@@ -72,6 +72,9 @@ class Filled(Answer):
         new.tracks = TrackTickList()
         new = filled(new, lines.begin(first), lines.begin(last + 1), self.notes, {})
         return index.compare(new, first, last, self.provenance["settings"].get("style"))
+
+    def _repr_html_(self) -> str:
+        return render.as_html(self.score)
 
     def save(self, path: str | Path) -> None:
         """Raises: InputError: the file cannot be written."""

@@ -202,6 +202,11 @@ def test_a_hole_longer_than_the_context_slides() -> None:
         assert {midi.BarLines(song).bar_at(int(n.onset_beats * 96) + 96 * 8) for n in take.notes} >= {3, 10}
 
 
+def test_a_take_shows_itself_in_a_notebook() -> None:
+    (take,) = a_model("remi", False, True).infill(a_song(), "5")
+    assert take._repr_html_().startswith("<svg")
+
+
 def test_what_rings_into_the_hole_is_said() -> None:
     model, song, said = a_model("remi", False, False), a_song(), list[str]()
     begin = midi.BarLines(song).begin(5)
