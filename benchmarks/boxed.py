@@ -15,7 +15,7 @@ import statistics
 from grammar import faults
 
 import musicgpt
-from musicgpt.checkpoint import BOXED
+from musicgpt.config import BOXED
 
 
 def main() -> None:

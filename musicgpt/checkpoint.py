@@ -26,7 +26,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from musicgpt.config import BOXED, WEIGHT_KINDS
+from musicgpt.config import WEIGHT_KINDS, resolve_boxed
 from musicgpt.errors import CheckpointError, InputError, UsageError
 from musicgpt.files import read_json, set_aside, write_json
 from musicgpt.int8 import is_int8, to_int8
@@ -319,12 +319,9 @@ def resolve_checkpoint(path: str | Path, revision: str | None = None) -> Path:
     Raises:
         CheckpointError: none of these.
     """
-    if not Path(path).exists():
-        if str(path) == "boxed":
-            return BOXED
-        if re.fullmatch(r"[\w.-]+/[\w.-]+", str(path)):
-            return _fetch(str(path), revision)
-    path = Path(path)
+    path = resolve_boxed(Path(path))
+    if not path.exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", str(path)):
+        return _fetch(str(path), revision)
     best = path / "best"
     # set aside: by a training that is just replacing it, or died there; only a training puts that right
     for directory in (path, best, set_aside(best), *checkpoints(path)):

@@ -515,6 +515,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     for name, part in parts.items():
         print(f"  {name:32} {part[unit]:10.4f} {part['back_off'][unit]:10.4f} {part['documents']:10,}")
     print(f"{found['tokens']:,} tokens of {found['documents']:,} documents, split {found['split']}, each scored once")
+    print("without a model: counted on the training documents of the same corpus, which the model need not have seen")
     if found["bits_per_note"] is not None:
         print("bits per note compare only at equal grid, velocity steps, tracks and number of notes")
 

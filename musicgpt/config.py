@@ -16,7 +16,13 @@ from musicgpt.errors import UsageError
 A = TypeVar("A")
 
 BOXED = Path(__file__).with_name("assets") / "model"
-"""The model that comes with the package, called `boxed` where there is no such path."""
+"""The model that comes with the package."""
+
+
+def resolve_boxed(path: Path) -> Path:
+    """A path, or BOXED for `boxed` where there is no such path."""
+    return BOXED if str(path) == "boxed" and not path.exists() else path
+
 
 Report = Callable[[str], None]
 """Takes one line for the user."""

@@ -22,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 from symusic.core import ScoreTick
 
 from musicgpt import midi
-from musicgpt.config import BOXED
+from musicgpt.config import resolve_boxed
 from musicgpt.constraints import program_name
 from musicgpt.controls import Segment, measured
 from musicgpt.errors import InputError, UsageError
@@ -71,7 +71,7 @@ def describe(path: Path, tokenizer: Path | None = None) -> Description:
         UsageError: a tokenizer for something that is no music.
     """
     try:
-        path = BOXED if str(path) == "boxed" and not path.exists() else path
+        path = resolve_boxed(path)
         kind = _kind_of(path)
         if tokenizer is not None and kind != "midi":
             raise UsageError(f"--tokenizer goes with a file of music; {path} is of the kind {kind}")
@@ -205,6 +205,7 @@ def _cut_short(items: list[Any]) -> Description:
 
 def _tokenizer_at(path: Path) -> Tokenizer[Any]:
     """The tokenizer of a directory, a checkpoint or a run, or a new one by the name of its scheme."""
+    path = resolve_boxed(path)
     if not path.exists():
         return new_tokenizer(str(path))
     inside = [path, path / "best", *checkpoints(path), path / "shards"]

@@ -39,7 +39,7 @@ from safetensors.numpy import load, save
 from symusic.core import ScoreTick, TrackTickList
 
 from musicgpt import midi
-from musicgpt.config import BOXED, Progress, Report, no_progress
+from musicgpt.config import BOXED, Progress, Report, no_progress, resolve_boxed
 from musicgpt.corpus import style_of
 from musicgpt.errors import InputError, ShardsError
 from musicgpt.files import read_bytes, write_bytes
@@ -447,8 +447,7 @@ def open_index(where: Path | None, progress: Progress = no_progress) -> Index:
         InputError: none of these.
         ShardsError: shards that cannot be used.
     """
-    if where is None or (str(where) == "boxed" and not where.exists()):
-        return Index.read(BOXED / NAME)
+    where = BOXED if where is None else resolve_boxed(where)
     shards = next(filter(is_shards, (where, where / "shards")), None)
     if shards is not None:
         from musicgpt.tokenizer import load_tokenizer  # it brings miditok, which an index that is made does without

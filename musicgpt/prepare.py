@@ -30,7 +30,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from musicgpt.config import PrepareConfig, Progress, Report, no_progress
+from musicgpt.config import PrepareConfig, Progress, Report, no_progress, resolve_boxed
 from musicgpt.corpus import file_name, find_files, split_of, style_of, styles_of, survey
 from musicgpt.errors import CheckpointError, InputError, MusicGPTError, ShardsError, TokenizerError, UsageError
 from musicgpt.files import locked, put_in_place, read_json, write_json
@@ -430,13 +430,13 @@ def make_tokenizer(
     name = config.tokenizer or default_name(suffixes, config.kind)
     wanted = [*((*FILL, *TRACKS) if config.infill else ()), *(CONTROL_MARKS if config.controls else ())]
     marks = [*dict.fromkeys(wanted), *(STYLE + style for style in styles)]
-    if given is not None or not Path(name).is_dir():
+    directory = resolve_boxed(Path(name))
+    if given is not None or not directory.is_dir():
         tokenizer = given or new_tokenizer(name, marks)
         _check_marks(config, tokenizer, name, styles)
         return tokenizer, config.vocab_size or tokenizer.default_vocab_size
     from musicgpt.checkpoint import resolve_checkpoint  # which brings torch
 
-    directory = Path(name)
     with suppress(CheckpointError):  # a run means its best checkpoint
         directory = resolve_checkpoint(directory)
     tokenizer = load_tokenizer(directory)
