@@ -141,7 +141,7 @@ def train(
             stack.enter_context(locked(run))
         resume = (run / "run.json").is_file() and (resume or restarted_since(run / "run.json"))
         if resume:
-            config, prepare_config, init_from = _recorded(run, corpus, config, prepare_config, given)
+            config, prepare_config, init_from = _recorded(run, corpus, config, prepare_config, given, init_from)
         else:
             if not force:
                 _refuse_to_replace(run)
@@ -226,12 +226,20 @@ def _prepared(corpus: str, run: Path, config: PrepareConfig, resume: bool, repor
 
 
 def _recorded(
-    run: Path, corpus: str, config: TrainConfig, prepare_config: PrepareConfig, given: frozenset[str]
+    run: Path,
+    corpus: str,
+    config: TrainConfig,
+    prepare_config: PrepareConfig,
+    given: frozenset[str],
+    init_from: str | None,
 ) -> tuple[TrainConfig, PrepareConfig, str | None]:
     """What a run was begun with; only what is RESUMABLE is taken from the new command."""
     recorded = read_json(run / "run.json")
     if recorded["corpus"] != corpus:
         raise UsageError(f"{run} was begun on {recorded['corpus']}, not on {corpus}; name that to resume it")
+    if init_from not in (None, recorded["init_from"]):
+        began = "without one" if recorded["init_from"] is None else f"from {recorded['init_from']}"
+        raise UsageError(f"--init-from {init_from}: this run began {began}; leave it out to resume")
     try:  # a choice that is younger than the run was not made in it: its default
         begun, prepared = TrainConfig(**(BEFORE | recorded["train"])), PrepareConfig(**recorded["prepare"])
     except TypeError as error:

@@ -186,6 +186,8 @@ def test_flags_that_do_not_go_together_are_refused(run: Path, folk: Path, shards
             resume=True,
             report=quiet,
         )
+    with pytest.raises(UsageError, match="--init-from boxed: this run began without one"):
+        train(str(folk), run, config, prepared, init_from="boxed", resume=True, report=quiet)
     with pytest.raises(UsageError, match="does not exist; there is nothing to resume"):
         train(str(folk), tmp_path / "no", config, prepared, resume=True, report=quiet)
     with pytest.raises(UsageError, match="--preset does not go with --init-from"):
