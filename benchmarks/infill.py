@@ -6,8 +6,8 @@ CORPUS is what the runs were trained on: of its test pieces, one hole each of 1,
 bars before and four behind at least. For each run:
 
 bits per note of what was there, both sides given as in exercises (a run that had them), or the bars before alone;
-then of what the model fills in from both sides, by going on from before (which is how a model without
-exercises does it), and of the bars before, copied:
+then of what the model fills in from both sides, once and the likeliest of eight; by going on from before, of eight that
+which makes the bars behind likeliest (which is how a model without exercises does it); and of the bars before, copied:
 F1         of its notes against those that were there: same pitch and program, onset within 1/12 of a quarter note
 pitches    how far the pitch classes of the first bar are from those before it, and of the last from those behind:
            half the sum of the differences of shares, 0 the same, 1 nothing in common
@@ -35,7 +35,7 @@ from musicgpt import midi
 from musicgpt.constraints import Constraints
 from musicgpt.corpus import find_files, resolve_corpus, split_of
 from musicgpt.errors import MusicGPTError
-from musicgpt.fill import Filler, Wanted
+from musicgpt.fill import FEWEST_GUESSES, Filler, Wanted
 from musicgpt.generate import log_likelihood
 from musicgpt.infill import Frames, emptied
 from musicgpt.sampling import SamplingConfig
@@ -133,7 +133,9 @@ def measure(run: str, given: list[Hole]) -> tuple[dict[str, float], dict[str, di
     model = musicgpt.load(run)
     frames = Frames(model.midi_tokenizer, model.vocabulary)
     filler = Filler(model.model, model.engine, frames, SamplingConfig(), lambda text: None)
-    ways = {"both sides": True, "going on": False} if filler.trained else {"going on": False}
+    ways = {"going on": (False, 1)}
+    if filler.trained:
+        ways |= {"both sides": (True, 1), f"both sides, best of {FEWEST_GUESSES}": (True, FEWEST_GUESSES)}
     model.engine.ready(60)
     bits: dict[str, float] = defaultdict(float)
     notes = 0
@@ -159,9 +161,9 @@ def measure(run: str, given: list[Hole]) -> tuple[dict[str, float], dict[str, di
         for name, prompt in prompts.items():
             loss = log_likelihood(model.model, [*prompt, *frame.middle], len(prompt)) * len(frame.middle)
             bits[name] -= loss / math.log(2)
-        for way, trained in ways.items():
+        for way, (trained, takes) in ways.items():
             filler.trained = trained
-            take, _ = filler.fill(hole.score, wanted, 1, number)[0]
+            take, _ = filler.fill(hole.score, wanted, takes, number)[0]
             judgements[way].append(judged(hole, [(n.onset_beats, n.program, n.pitch) for n in take.notes]))
         filler.trained = "both sides" in ways
         shift = (begin - hole.lines.begin(max(1, hole.first - hole.bars))) / hole.score.ticks_per_quarter
