@@ -1,6 +1,7 @@
 """How well a model does what it is asked for: 200 samples for each control, asked and realised.
 
-    python benchmarks/controls.py CHECKPOINT [--instruments violin,viola,cello] [--prompt FILE] [--json OUT]
+    python benchmarks/controls.py CHECKPOINT [--instruments violin,viola,cello] [--prompt FILE] [--guidance G]
+        [--json OUT]
 
 Of each control every level is asked for equally often, of all segments alike and of nothing else. Each pair of a
 segment and an instrument gives what was asked and what it became, by the bins of the model's own training pieces.
@@ -40,6 +41,7 @@ def pairs(
             instruments=options.instruments,
             seed=1000 * level + begin,
             include_prompt=False,
+            guidance=options.guidance,
             **asked,
         )
         for piece in made:
@@ -69,6 +71,7 @@ def main() -> None:
     parser.add_argument("--bars", type=int, default=8, help="new bars of each (8)")
     parser.add_argument("--instruments", default="piano", help="as for generate (piano)")
     parser.add_argument("--prompt", help="as for generate; none begins a piece")
+    parser.add_argument("--guidance", type=float, default=1.0, help="as for generate (1)")
     parser.add_argument("--json", type=Path, metavar="OUT", help="write the table there too")
     options = parser.parse_args()
     model = musicgpt.load(options.checkpoint)
