@@ -21,7 +21,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --co
 	touch $@
 
 demo: .venv/demo
-	$(BIN)/musicgpt generate --prompt jig --bars 16 --force -o demo.mid
+	$(BIN)/musicgpt generate --prompt reel --bars 16 --force -o demo.mid
 	$(BIN)/musicgpt render demo.mid --force -o demo.wav
 	$(BIN)/musicgpt render demo.mid --force -o demo.png
 
