@@ -126,6 +126,9 @@ class TrainConfig:
         0.05, "share of the steps in which the learning rate rises; it then falls to 0 (adamw: by a cosine to a tenth)"
     )
     dropout: float = option(0.1, "after embeddings and on the residual stream, not on attention weights")
+    control_weight: float = option(
+        0.3, "of marks of controls, learned by comparison too, beside the likelihood; 0 leaves them to that alone"
+    )
     checkpoint_every: int | None = option(
         None, "steps between checkpoints, each with a validation and a sample (a twentieth of all, 50 at least)"
     )
@@ -155,8 +158,9 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):
                 raise UsageError(f"{flag(name)} {value}: expected more than 0")
-        if not 0 <= self.weight_decay < float("inf"):
-            raise UsageError(f"--weight-decay {self.weight_decay}: expected 0 or more")
+        for name in ("weight_decay", "control_weight"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise UsageError(f"{flag(name)} {getattr(self, name)}: expected 0 or more")
         if self.optimizer not in ("muon", "adamw"):
             raise UsageError(f"--optimizer {self.optimizer}: expected muon or adamw")
         if self.parallel not in (None, "ddp", "fsdp"):

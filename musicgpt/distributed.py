@@ -32,6 +32,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
+from musicgpt.contrast import doubts
 from musicgpt.errors import UsageError
 from musicgpt.model import LOGITS_AT_ONCE, GPTConfig
 
@@ -130,7 +131,7 @@ class World:
         return found
 
     def objective(self, model: nn.Module) -> nn.Module:
-        """(ids, targets) -> the sum of the losses, through whatever averages gradients over the processes."""
+        """An `Objective`, through whatever averages gradients over the processes."""
         objective = Objective(model)
         if self.parallel != "ddp":
             return objective
@@ -149,8 +150,19 @@ class Objective(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, ids: Tensor, targets: Tensor) -> Tensor:
-        return self.model.loss(ids, targets, reduction="sum")  # type: ignore[no-any-return,operator]
+    def forward(
+        self, ids: Tensor, targets: Tensor, others: Tensor | None = None, segments: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The sum of the losses in nats, and that of the doubts which marks are true, where others are given."""
+        if others is None or segments is None:
+            nats = self.model.loss(ids, targets, reduction="sum")  # type: ignore[operator]
+            return nats, torch.zeros_like(nats)
+        seed = int(torch.randint(2**62, ()))
+        torch.manual_seed(seed)
+        nats = self.model.loss(ids, targets, reduction="none")  # type: ignore[operator]
+        torch.manual_seed(seed)  # the same dropout for both: they differ in their marks alone
+        other = self.model.loss(others, targets, reduction="none")  # type: ignore[operator]
+        return nats.sum(), doubts(nats, other, segments)
 
 
 @contextmanager

@@ -337,9 +337,9 @@ class MidiTokenizer:
     def marked(self, document: ScoreTick, ids: Sequence[int]) -> list[int]:
         """Behind the id that reaches it, each segment has its marks; `ids` may be the beginning of the document's.
 
-        In a fifth of all pieces there are none, else half of the instruments are spoken of in a segment, and each
-        control of theirs and of all together is there with probability 1/2, so that all stay optional. What is there
-        depends on the ids alone.
+        In a fifth of all pieces there are none, else half of the instruments (one alone: always) are spoken of in a
+        segment, and each control of theirs and of all together is there with probability 1/2, so that all stay
+        optional. What is there depends on the ids alone.
         """
         if self.bins is None:
             raise TokenizerError("this tokenizer has not learned what its controls mean")
@@ -496,7 +496,8 @@ class MidiTokenizer:
 
 def _some(levels: Levels, random: np.random.Generator) -> Levels:
     """Each with probability 1/2, of half of the instruments: one is asked of alone more often than all are."""
-    silent = {rank for rank in dict.fromkeys(rank for rank, _ in levels) if rank is not None and random.random() < 0.5}
+    ranks = dict.fromkeys(rank for rank, _ in levels if rank is not None)
+    silent = {rank for rank in ranks if len(ranks) > 1 and random.random() < 0.5}
     return {key: level for key, level in levels.items() if key[0] not in silent and random.random() < 0.5}
 
 

@@ -253,24 +253,28 @@ class GPT(nn.Module):
     def loss(self, ids: Tensor, targets: Tensor, *, reduction: str = "mean") -> Tensor:
         """(B, T) ids and (B, T) targets -> mean (or "sum") nats per target; a target of -100 is not scored.
 
-        The logits are made and let go in chunks of rows: at V = 50,257 they would be the largest tensor by far.
+        With "none" (B, T) nats, 0 where not scored. The logits are made and let go in chunks of rows: at V = 50,257
+        they would be the largest tensor by far.
         """
         x = self.hidden(ids).flatten(0, 1)  # (B T, C)
         flat = targets.flatten()  # (B T)
         rows = max(1, LOGITS_AT_ONCE // self.config.vocab_size)
-        total = x.new_zeros((), dtype=torch.float32)
+        found = []
         for i in range(0, len(flat), rows):
-            part = (x[i : i + rows], self.wte.weight, flat[i : i + rows])
+            part = (x[i : i + rows], self.wte.weight, flat[i : i + rows], "none" if reduction == "none" else "sum")
             if len(flat) > rows and torch.is_grad_enabled():  # logits are made again on the way back
-                total = total + checkpoint(_summed_loss, *part, use_reentrant=False)
+                found.append(checkpoint(_nats, *part, use_reentrant=False))
             else:
-                total = total + _summed_loss(*part)
+                found.append(_nats(*part))
+        if reduction == "none":
+            return torch.cat(found).view(targets.shape)
+        total = torch.stack(found).sum()
         return total / (flat != -100).sum() if reduction == "mean" else total
 
 
-def _summed_loss(x: Tensor, head: Tensor, targets: Tensor) -> Tensor:
+def _nats(x: Tensor, head: Tensor, targets: Tensor, reduction: str) -> Tensor:
     logits = F.linear(x, head).float()
-    return F.cross_entropy(logits, targets, ignore_index=-100, reduction="sum")
+    return F.cross_entropy(logits, targets, ignore_index=-100, reduction=reduction)
 
 
 @torch.no_grad()

@@ -37,11 +37,13 @@ from musicgpt.checkpoint import (
 )
 from musicgpt.compose import LanguageModel
 from musicgpt.config import PrepareConfig, Progress, Report, TrainConfig, flag, no_progress
+from musicgpt.contrast import Contrast, segments_in
 from musicgpt.corpus import resolve_corpus
 from musicgpt.distributed import World, gather, joined, rank, recompute, restarted_since, scatter
 from musicgpt.errors import CheckpointError, InputError, MusicGPTError, ShardsError, UsageError
 from musicgpt.evaluate import Window, baselines, mean_loss
 from musicgpt.files import locked, read_json, write_json
+from musicgpt.midi_tokenizer import MidiTokenizer
 from musicgpt.model import GPT, PRESETS, GPTConfig, empty, initialise
 from musicgpt.optim import default_learning_rate, learning_rate_at, make_optimizers
 from musicgpt.prepare import prepare
@@ -75,6 +77,9 @@ SAMPLE_IDS = 256
 MICRO_BATCH_IDS = 4_096
 """What a validation scores, what a sample is long, and what is in memory at once, where not said otherwise."""
 
+CONTRAST_EVERY = 4
+"""In one step of so many the marks of controls are learned by comparison too; it takes twice as long."""
+
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """From malloc.h."""
 
@@ -84,7 +89,7 @@ IMPATIENCE_SECONDS = 2.0
 RESUMABLE = ("steps", "checkpoint_every", "keep_checkpoints", "device", "parallel", "recompute", "micro_batch")
 """What may be changed when a run goes on; the rest makes it another run."""
 
-BEFORE = {"optimizer": "adamw"}
+BEFORE = {"optimizer": "adamw", "control_weight": 0.0}
 """Of runs that are older than the choice."""
 
 MACHINERY = ("workers", "scheduler", "file_timeout", "file_memory")
@@ -440,12 +445,15 @@ def _loop(
         report("validation without a model: " + ", ".join(f"{name} {loss:.3f}" for name, loss in floors.items()))
         write_json(run / "baselines.json", floors)
     objective = world.objective(state.model)
+    contrast = None
+    if config.control_weight and isinstance(tokenizer, MidiTokenizer) and tokenizer.has_controls:
+        contrast = Contrast(tokenizer)
     interrupted = False
     with _interrupts() as asked, Metrics(run) if world.is_first else nullcontext() as metrics:
         written = time.perf_counter()
         while state.step < config.steps and not interrupted:
             began = time.perf_counter()
-            row = {"step": state.step + 1, **_step(state, objective, batches, config, world, run)}
+            row = {"step": state.step + 1, **_step(state, objective, batches, contrast, config, world, run)}
             row["tokens_per_second"] = round(config.batch_size * config.n_positions / (time.perf_counter() - began), 1)
             row["epoch"] = round(batches.epoch(state.step), 4)
             interrupted = world.sum(len(asked)) > [0]  # all stop behind the same step
@@ -473,7 +481,13 @@ def _loop(
 
 
 def _step(
-    state: State, objective: nn.Module, batches: Batches, config: TrainConfig, world: World, run: Path
+    state: State,
+    objective: nn.Module,
+    batches: Batches,
+    contrast: Contrast | None,
+    config: TrainConfig,
+    world: World,
+    run: Path,
 ) -> dict[str, float]:
     """One update of the weights; advances `state.step`."""
     assert config.steps is not None
@@ -485,19 +499,26 @@ def _step(
         for group in optimizer.param_groups:
             group["lr"] = learning_rate
     torch.manual_seed((config.seed << 32) + state.step * world.size + world.rank)
-    ids, targets = batches.rows(state.step, world.part(config.batch_size))
-    (scored,) = world.sum(int((targets != IGNORED).sum()))
-    share = 0.0
-    parts = _micro_batches(ids, targets, config.micro_batch)
-    for i, (some_ids, some_targets) in enumerate(parts, 1):
+    rows = world.part(config.batch_size)
+    ids, targets = batches.rows(state.step, rows)
+    batch, size = [ids, targets], _rows_at_once(ids, config.micro_batch)
+    if contrast is not None and state.step % CONTRAST_EVERY == 0:
+        batch += contrast.altered(ids, ([config.seed, state.step, row] for row in range(rows.start, rows.stop)))
+        size = max(1, size // 2)  # of each row there are two in memory
+    scored, segments = world.sum(int((targets != IGNORED).sum()), segments_in(batch[3]) if len(batch) > 2 else 0)
+    shares = [0.0, 0.0]
+    parts = list(zip(*(torch.split(tensor, size) for tensor in batch), strict=True))
+    for i, part in enumerate(parts, 1):
         with (
             world.unsynchronised(objective, i < len(parts)),
             torch.autocast(world.device.type, _autocast(config), enabled=_autocast(config) is not None),
         ):
-            loss = objective(some_ids.to(world.device), some_targets.to(world.device)) / scored
-            torch.autograd.backward(loss * world.size)  # gradients are averaged over the processes; we want their sum
-        share += float(loss.detach())
-    (total,) = world.sum(share)
+            nats, doubts = objective(*(tensor.to(world.device) for tensor in part))
+            loss, doubt = nats / scored, doubts / max(1, segments)
+            # gradients are averaged over the processes; we want their sum
+            torch.autograd.backward((loss + config.control_weight * doubt) * world.size)
+        shares = [shares[0] + float(loss.detach()), shares[1] + float(doubt.detach())]
+    total, doubt_in_all = world.sum(*shares)
     norm = float(gather(torch.nn.utils.clip_grad_norm_(state.model.parameters(), config.grad_clip)))
     if not math.isfinite(total) or not math.isfinite(norm):
         raise _not_finite(f"the loss of step {state.step + 1} ({total}, gradient {norm})", batches, state.step, run)
@@ -505,15 +526,15 @@ def _step(
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
     state.step += 1
-    return {"loss": total, "learning_rate": learning_rate, "grad_norm": norm}
+    told = {"control_loss": doubt_in_all} if segments else {}
+    return {"loss": total, **told, "learning_rate": learning_rate, "grad_norm": norm}
 
 
-def _micro_batches(ids: Tensor, targets: Tensor, size: int | None) -> list[tuple[Tensor, Tensor]]:
-    """Equal parts of the rows; where no size is given, the largest that holds no more than MICRO_BATCH_IDS."""
+def _rows_at_once(ids: Tensor, size: int | None) -> int:
+    """How many rows a micro-batch has; where not said, the most that share all and are no more than MICRO_BATCH_IDS."""
     rows, n_positions = ids.shape
     fits = max(1, MICRO_BATCH_IDS // n_positions)
-    size = size or max(n for n in range(1, fits + 1) if rows % n == 0)
-    return list(zip(torch.split(ids, size), torch.split(targets, size), strict=True))
+    return size or max(n for n in range(1, fits + 1) if rows % n == 0)
 
 
 def _autocast(config: TrainConfig) -> torch.dtype | None:
