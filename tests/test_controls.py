@@ -352,6 +352,19 @@ def test_marks_stand_where_their_segment_begins(
         assert places == expected
 
 
+@pytest.mark.parametrize(("ranks", "share"), [([40], 0.5), ([40, 42], 0.25)])
+def test_a_control_is_said_half_of_the_time_and_of_half_of_the_instruments(
+    ranks: list[int], share: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("musicgpt.midi_tokenizer.PLAIN_SHARE", 0.0)
+    tokenizer = MidiTokenizer.new("remi", CONTROL_MARKS)
+    levels: Levels = {(rank, "density"): 2 for rank in ranks} | {(None, "key"): 0}
+    said = tokenizer.said([levels] * 2000, np.random.default_rng(0))
+    for rank in ranks:
+        assert np.mean([tokenizer.mark(TRACKS[rank]) in marks for marks in said]) == pytest.approx(share, abs=0.04)
+    assert np.mean([tokenizer.mark("Key_0") in marks for marks in said]) == pytest.approx(0.5, abs=0.04)
+
+
 def test_windows_of_marked_ids_decode_to_what_they_did(tokenizer: MidiTokenizer, tunes: list[ScoreTick]) -> None:
     def notes(ids: list[int]) -> list[tuple[int, ...]]:
         decoded = tokenizer.decode(ids)
