@@ -230,7 +230,7 @@ def make_parser() -> Parser:
         "--tokenizer",
         metavar="DIRECTORY",
         type=Path,
-        help="show music as tokens, of this tokenizer, checkpoint or run (or remi, tsd …)",
+        help="show tokens, and levels of controls, by this tokenizer, checkpoint or run (or remi, tsd …, boxed)",
     )
     inspect.add_argument("-o", "--out", metavar="OUT", type=Path, help="draw the losses of a run: a .png or .svg")
     inspect.add_argument("--force", action="store_true", help="overwrite OUT")

@@ -24,10 +24,10 @@ from symusic.core import ScoreTick
 from musicgpt import midi
 from musicgpt.config import resolve_boxed
 from musicgpt.constraints import program_name
-from musicgpt.controls import Segment, measured
+from musicgpt.controls import Bins, Segment, measured
 from musicgpt.errors import InputError, UsageError
 from musicgpt.files import read_json
-from musicgpt.marks import KEYS, PER_INSTRUMENT
+from musicgpt.marks import KEYS, LEVELS, PER_INSTRUMENT
 from musicgpt.mending import end_ticks
 from musicgpt.midi_tokenizer import MidiTokenizer
 from musicgpt.provenance import read_provenance
@@ -63,7 +63,7 @@ def describe(path: Path, tokenizer: Path | None = None) -> Description:
     Where there is no such path, `boxed` is the model that comes with the package.
 
     With a tokenizer (a directory, checkpoint or run that holds one, or the name of a scheme) a piece of music has
-    its tokens described too.
+    its tokens described too, and where that knows controls, their levels.
 
     Raises:
         InputError: nothing there, or nothing of ours; the message says what was found.
@@ -119,15 +119,17 @@ def _midi(path: Path, tokenizer: Path | None) -> Description:
         ends = end_ticks(path.read_bytes(), str(path))
     if len(ends) != len(scores):  # ABC has none; of several patterns some may hold no notes, and be no pieces
         ends = [None] * len(scores)
-    pieces = [_piece(score, end) for score, end in zip(scores, ends, strict=True)]
-    tokens = None if tokenizer is None else _tokens(_tokenizer_at(tokenizer), scores)
+    read_by = None if tokenizer is None else _tokenizer_at(tokenizer)
+    bins = read_by.bins if isinstance(read_by, MidiTokenizer) else None
+    pieces = [_piece(score, end, bins) for score, end in zip(scores, ends, strict=True)]
+    tokens = None if read_by is None else _tokens(read_by, scores)
     whole = {key: sum(piece[key] for piece in pieces) for key in ("notes", "bars", "beats_of_the_metre", "seconds")}
     name = FORMATS.get(path.suffix.lower(), "MusicXML")
     said = {"format": name, "provenance": read_provenance(path), "remarks": remarks, "pieces": len(pieces)}
     return said | whole | {"each": pieces, "tokens": tokens}
 
 
-def _piece(score: ScoreTick, closing: int | None) -> Description:
+def _piece(score: ScoreTick, closing: int | None, bins: Bins | None) -> Description:
     """One piece, to the end of its last note: what rings on by pedal or is written behind counts for nothing.
 
     `closing`, the tick at which its last track ends, is where a player begins again; None where there is no such thing.
@@ -155,24 +157,27 @@ def _piece(score: ScoreTick, closing: int | None) -> Description:
         "tempos": _cut_short(tempos) | {"lowest_bpm": min(bpm, default=None), "highest_bpm": max(bpm, default=None)},
         "velocities": {"lowest": int(velocities.min()), "highest": int(velocities.max())},
         "tracks": [{"track": i} | _track(track, notes) for i, (track, notes) in enumerate(tracks)],
-        "segments": [_segment(segment) for segment in measured(score)],
+        "segments": [_segment(segment, bins) for segment in measured(score)],
     }
 
 
-def _segment(segment: Segment) -> Description:
-    """Four bars, by what `generate` can be asked for; in the units of controls.py, not in levels."""
+def _segment(segment: Segment, bins: Bins | None) -> Description:
+    """Four bars, by what `generate` can be asked for, in the units of controls.py; by bins in levels too."""
     values = {key: round(value, 3) for key, value in segment.values.items()}
+    levels = {} if bins is None else bins.levels(segment)
     key = values.get((None, "key"))
     ranks = sorted({rank for rank, _ in values if rank is not None})
+    instruments = []
+    for rank in ranks:
+        heard = {control: values.get((rank, control)) for control in PER_INSTRUMENT}
+        said = {control: LEVELS[levels[rank, control]] for control in PER_INSTRUMENT if (rank, control) in levels}
+        instruments.append({"instrument": program_name(rank)} | heard | ({"levels": said} if said else {}))
     return {
         "bars": list(segment.bars),
         "bars_left": int(values.get((None, "bars_left"), 0)),
         "key": None if key is None else KEYS[int(key)],
         "repetition": values.get((None, "repetition")),
-        "instruments": [
-            {"instrument": program_name(rank)} | {control: values.get((rank, control)) for control in PER_INSTRUMENT}
-            for rank in ranks
-        ],
+        "instruments": instruments,
     }
 
 
@@ -494,7 +499,8 @@ def _midi_shown(d: Description) -> Description:
             "tempos": _few(tempo, f"{tempos['count']:,}, {between}") or "none written, which means 120",
         }
         segments = [
-            {name: value for name, value in segment.items() if name not in ("bars_left", "instruments")} | instrument
+            {name: value for name, value in segment.items() if name not in ("bars_left", "instruments")}
+            | _with_levels(instrument)
             for segment in piece["segments"]
             for instrument in segment["instruments"]
         ]
@@ -504,6 +510,13 @@ def _midi_shown(d: Description) -> Description:
         return d | {"each": [piece | {"tracks": len(piece["tracks"])} for piece in short]}
     without = {key: value for key, value in d.items() if key not in ("pieces", "each", "tokens")}
     return without | {key: value for key, value in pieces[0].items() if key != "piece"} | {"tokens": d["tokens"]}
+
+
+def _with_levels(instrument: Description) -> Description:
+    """What is measured of an instrument, and behind each number its level, where levels are known."""
+    levels = instrument.get("levels", {})
+    shown = {name: value for name, value in instrument.items() if name != "levels"}
+    return shown | {name: f"{_cell(shown[name])} {level}" for name, level in levels.items()}
 
 
 def _made_by(values: Description) -> str:

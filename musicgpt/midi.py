@@ -113,10 +113,11 @@ def usable(scores: list[ScoreTick], name: str, remarks: list[str]) -> tuple[list
         longest = sounding[0].end() / sounding[0].ticks_per_quarter
         raise InputError(f"{name} is {longest:,.0f} quarter notes long; expected at most {MAX_QUARTERS:,}")
     if len(pieces) < len(scores):
-        remarks.append(f"{len(scores) - len(pieces)} pieces without notes, or without end, left out")
+        left = len(scores) - len(pieces)
+        remarks.append(f"{left} {'piece' if left == 1 else 'pieces'} without notes, or without end, left out")
     impossible = sum(drop_impossible_metres(score) for score in pieces)
     if impossible:
-        remarks.append(f"{impossible} impossible time signatures left out")
+        remarks.append(f"{impossible} impossible time {'signature' if impossible == 1 else 'signatures'} left out")
     corrected = sum(correct_metre(score) for score in pieces)
     if corrected:
         remarks.append("1/4 throughout read as 4/4" + (f" in {corrected} pieces" if len(pieces) > 1 else ""))

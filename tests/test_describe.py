@@ -19,15 +19,19 @@ import pretty_midi
 import pytest
 import symusic
 
+from musicgpt import midi
 from musicgpt.checkpoint import load_model
 from musicgpt.cli import main
+from musicgpt.config import BOXED
+from musicgpt.controls import measured
 from musicgpt.describe import describe, in_words, loss_curve, picture
 from musicgpt.errors import InputError, MusicGPTError, UsageError
 from musicgpt.files import write_json
+from musicgpt.marks import LEVELS, PER_INSTRUMENT
 from musicgpt.midi import write_midi
 from musicgpt.provenance import PROVENANCE, provenance_text
 from musicgpt.shards import FORMAT
-from musicgpt.tokenizer import new_tokenizer
+from musicgpt.tokenizer import load_tokenizer, new_tokenizer
 
 
 @pytest.fixture
@@ -204,6 +208,22 @@ def test_a_piece_in_tokens(where: str, run: Path, folk: Path) -> None:
     spelled = {id: token for token, id in tokenizer.wrapped.vocab.items()}
     assert found["tokens"]["first"] == [spelled[id] for id in ids[:64]]
     assert found["tokens"]["losses"] == tokenizer.losses(score, ids)
+
+
+def test_a_tokenizer_that_knows_controls_says_their_levels(folk: Path) -> None:
+    plain, levelled = describe(folk / "001.mid"), describe(folk / "001.mid", Path("boxed"))
+    bins = load_tokenizer(BOXED).bins
+    segments = measured(midi.read_scores(folk / "001.mid")[0][0])
+    assert len(segments) > 1
+    for segment, before, after in zip(
+        segments, plain["each"][0]["segments"], levelled["each"][0]["segments"], strict=True
+    ):
+        (instrument,) = after["instruments"]
+        (unsaid,) = before["instruments"]
+        said = instrument["levels"]
+        assert instrument == unsaid | {"levels": said}
+        assert said == {control: LEVELS[bins.levels(segment)[0, control]] for control in PER_INSTRUMENT}
+    assert f"{instrument['register']:g} {said['register']}" in in_words(levelled)
 
 
 def test_a_tokenizer_without_and_with_merges(tunes: list[symusic.Score], tmp_path: Path) -> None:
