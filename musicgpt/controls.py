@@ -269,12 +269,16 @@ class Bins:
     def _bin(self, rank: int, control: str) -> Bin:
         return self.families.get(FAMILIES[rank // 8], self.families[ANY])[control]
 
+    def there(self, rank: int, control: str) -> list[int]:
+        """The levels of an instrument's control that there were in training."""
+        return self._bin(rank, control).levels
+
     def nearest(self, levels: Levels) -> Levels:
         """The nearest that there were in training: a mark that was never there says nothing."""
         return {
             (rank, control): level
             if rank is None
-            else min(self._bin(rank, control).levels, key=lambda there: abs(there - level))
+            else min(self.there(rank, control), key=lambda there: abs(there - level))
             for (rank, control), level in levels.items()
         }
 

@@ -23,6 +23,7 @@ from typing import Any, TypeVar
 import psutil
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.distributed_c10d import PrefixStore
@@ -32,7 +33,6 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
-from musicgpt.contrast import doubts
 from musicgpt.errors import UsageError
 from musicgpt.model import LOGITS_AT_ONCE, GPTConfig
 
@@ -144,25 +144,38 @@ class World:
 
 
 class Objective(nn.Module):
-    """What DistributedDataParallel needs: a module whose forward is the loss."""
+    """What DistributedDataParallel needs: a module whose forward is all that is minimised."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
 
     def forward(
-        self, ids: Tensor, targets: Tensor, others: Tensor | None = None, segments: Tensor | None = None
+        self, ids: Tensor, targets: Tensor, altered_ids: Tensor | None = None, segments: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """The sum of the losses in nats, and that of the doubts which marks are true, where others are given."""
-        if others is None or segments is None:
+        """(B, T) each -> the sum of the losses of the targets, and of the discriminative losses of marks, in nats."""
+        if altered_ids is None or segments is None:
             nats = self.model.loss(ids, targets, reduction="sum")  # type: ignore[operator]
             return nats, torch.zeros_like(nats)
         seed = int(torch.randint(2**62, ()))
         torch.manual_seed(seed)
         nats = self.model.loss(ids, targets, reduction="none")  # type: ignore[operator]
         torch.manual_seed(seed)  # the same dropout for both: they differ in their marks alone
-        other = self.model.loss(others, targets, reduction="none")  # type: ignore[operator]
-        return nats.sum(), doubts(nats, other, segments)
+        altered_nats = self.model.loss(altered_ids, targets, reduction="none")  # type: ignore[operator]
+        return nats.sum(), discriminative_loss(nats, altered_nats, segments)
+
+
+def discriminative_loss(nats: Tensor, altered_nats: Tensor, segments: Tensor) -> Tensor:
+    """(B, T) nats of each target behind the true marks and behind the altered -> the sum over segments, in nats.
+
+    Of each segment −log σ of how much likelier its targets are behind the true ones: ln 2 where marks make no
+    difference. Source: after Krause et al. 2021, "GeDi", with one other class drawn for each segment, sums over ids
+    where they take means, and no scale to learn.
+    """
+    count = int(segments.max())
+    margins = nats.new_zeros(len(segments), count + 1).scatter_add(1, segments, altered_nats - nats)
+    there = torch.arange(1, count + 1, device=segments.device) <= segments.amax(1, keepdim=True)
+    return F.softplus(-margins[:, 1:])[there].sum()
 
 
 @contextmanager
@@ -245,7 +258,8 @@ def memory(
     """The memory of a training: weights, gradients and moments in float32, of all `n_positions`.
 
     Activations as autograd keeps them on the CPU: a block has 2 C of the residual stream, 14 C of products and, with
-    dropout, 2 C of masks, for each position; on CUDA a mask is a byte. Not in it: the libraries, and what the
+    dropout, 2 C of masks, for each position; on CUDA a mask is a byte. Where marks of controls are compared, there is
+    a second row beside each, so that a micro-batch of one has two. Not in it: the libraries, and what the
     allocator leaves unused.
     """
     C, T, B = config.n_embd, config.n_positions, micro_batch

@@ -94,6 +94,9 @@ class GridTokenizer:
     def marked(self, document: ScoreTick, ids: Sequence[int]) -> list[int]:
         return list(ids)
 
+    def altered(self, ids: np.ndarray, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        return ids, np.zeros_like(ids)
+
     def ids(self, grid: np.ndarray) -> list[int]:
         """(steps, voices) pitches, SILENCE where there is none -> ids; what is out of range is moved by octaves."""
         found: list[int] = np.where(grid < 0, 0, _within(grid) - LOWEST + 1).flatten().tolist()

@@ -17,6 +17,7 @@ import sys
 import tempfile
 import zlib
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,7 @@ import numpy as np
 from symusic.core import NoteTickList, ScoreTick, TrackTickList
 
 from musicgpt import midi, render, similarity
+from musicgpt.contrast import Contrast
 from musicgpt.controls import Bins, measured
 from musicgpt.errors import InputError, TokenizerError, UsageError
 from musicgpt.fidelity import LOSS_KINDS, Fidelity, counted
@@ -77,6 +79,8 @@ NOTE_TOKENS = ("Pitch_", "PitchDrum_", "NoteOn_", "DrumOn_")
 
 PLAIN_SHARE = 0.2
 """Of the pieces, those that are prepared without any controls."""
+
+UNLEARNED = "this tokenizer has not learned what its controls mean"
 
 CHR_ID_START = 33
 """miditok spells base id i as the character of this code plus i when it learns merges."""
@@ -342,12 +346,21 @@ class MidiTokenizer:
         optional. What is there depends on the ids alone.
         """
         if self.bins is None:
-            raise TokenizerError("this tokenizer has not learned what its controls mean")
+            raise TokenizerError(UNLEARNED)
         random = np.random.default_rng(zlib.crc32(np.array(ids, dtype="<u4").tobytes()))
         score = self._on_grid(document)
         segments = measured(score)
         begins = [segment.begin / score.ticks_per_quarter for segment in segments]
         return self.interspersed(ids, begins, self.said([self.bins.levels(segment) for segment in segments], random))
+
+    def altered(self, ids: np.ndarray, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        return self._contrast(ids, random)
+
+    @cached_property
+    def _contrast(self) -> Contrast:
+        if self.bins is None:
+            raise TokenizerError(UNLEARNED)
+        return Contrast(self._marks, self.bos_id, self.vocab_size, self.bins.there)
 
     def said(self, levels: Iterable[Levels], random: np.random.Generator) -> list[list[int]]:
         """What marks say of each segment, perhaps nothing: see `marked`."""

@@ -41,6 +41,8 @@ VOCABULARIES = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))
 
 LEARNED_SIZE = 4096
 
+UNMARKED = "--controls are of music: a tokenizer of text has no marks for them"
+
 MAX_TEXT = 2**31
 """Bytes: a larger file is no document. As a text and as ids it takes some ten times the memory."""
 
@@ -134,7 +136,10 @@ class TextTokenizer:
         return frozenset({self.bos_id} - {self.eos_id})
 
     def marked(self, document: str, ids: Sequence[int]) -> list[int]:
-        raise TokenizerError("--controls are of music: a tokenizer of text has no marks for them")
+        raise TokenizerError(UNMARKED)
+
+    def altered(self, ids: np.ndarray, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        raise TokenizerError(UNMARKED)
 
     @property
     def default_vocab_size(self) -> int | None:

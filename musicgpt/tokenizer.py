@@ -107,6 +107,15 @@ class Tokenizer(Protocol[D]):
             TokenizerError: it has no such marks.
         """
 
+    def altered(self, ids: np.ndarray, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """(T,) ids with such marks -> the same, one mark of each segment saying another level, and each id's segment.
+
+        For training; segments count from 1, 0 is what is in none.
+
+        Raises:
+            TokenizerError: it has no such marks.
+        """
+
     def window(self, ids: Sequence[int] | np.ndarray, first: int) -> tuple[int, list[int]]:
         """Where a window may begin, at or after `first`, and the ids that say there what would else be unknown.
 

@@ -1,6 +1,7 @@
 """Shards -> a run: next-token prediction. Knows ids only; what it leaves on disk is in runs.py.
 
 The loss of a step is the mean over all targets of its batch, however it is cut into micro-batches and over processes.
+In one step of four, where there are marks of controls, a second loss is added (contrast.py).
 The random numbers of a step (dropout) depend on (seed, step, process) alone, its data on (seed, step): a resumed run
 goes on as if it had not been stopped.
 """
@@ -19,7 +20,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -37,13 +40,11 @@ from musicgpt.checkpoint import (
 )
 from musicgpt.compose import LanguageModel
 from musicgpt.config import PrepareConfig, Progress, Report, TrainConfig, flag, no_progress
-from musicgpt.contrast import Contrast, segments_in
 from musicgpt.corpus import resolve_corpus
 from musicgpt.distributed import World, gather, joined, rank, recompute, restarted_since, scatter
 from musicgpt.errors import CheckpointError, InputError, MusicGPTError, ShardsError, UsageError
 from musicgpt.evaluate import Window, baselines, mean_loss
 from musicgpt.files import locked, read_json, write_json
-from musicgpt.midi_tokenizer import MidiTokenizer
 from musicgpt.model import GPT, PRESETS, GPTConfig, empty, initialise
 from musicgpt.optim import default_learning_rate, learning_rate_at, make_optimizers
 from musicgpt.prepare import prepare
@@ -109,6 +110,9 @@ class State:
 
 Weights = Callable[[str, torch.Size], Tensor]
 """A weight by its name and shape."""
+
+Alter = Callable[[np.ndarray, np.random.Generator], tuple[np.ndarray, np.ndarray]]
+"""`altered` of a tokenizer."""
 
 
 def train(
@@ -445,15 +449,13 @@ def _loop(
         report("validation without a model: " + ", ".join(f"{name} {loss:.3f}" for name, loss in floors.items()))
         write_json(run / "baselines.json", floors)
     objective = world.objective(state.model)
-    contrast = None
-    if config.control_weight and isinstance(tokenizer, MidiTokenizer) and tokenizer.has_controls:
-        contrast = Contrast(tokenizer)
+    alter = tokenizer.altered if tokenizer.has_controls and config.control_weight else None
     interrupted = False
     with _interrupts() as asked, Metrics(run) if world.is_first else nullcontext() as metrics:
         written = time.perf_counter()
         while state.step < config.steps and not interrupted:
             began = time.perf_counter()
-            row = {"step": state.step + 1, **_step(state, objective, batches, contrast, config, world, run)}
+            row = {"step": state.step + 1, **_step(state, objective, batches, alter, config, world, run)}
             row["tokens_per_second"] = round(config.batch_size * config.n_positions / (time.perf_counter() - began), 1)
             row["epoch"] = round(batches.epoch(state.step), 4)
             interrupted = world.sum(len(asked)) > [0]  # all stop behind the same step
@@ -484,7 +486,7 @@ def _step(
     state: State,
     objective: nn.Module,
     batches: Batches,
-    contrast: Contrast | None,
+    alter: Alter | None,
     config: TrainConfig,
     world: World,
     run: Path,
@@ -502,10 +504,13 @@ def _step(
     rows = world.part(config.batch_size)
     ids, targets = batches.rows(state.step, rows)
     batch, size = [ids, targets], _rows_at_once(ids, config.micro_batch)
-    if contrast is not None and state.step % CONTRAST_EVERY == 0:
-        batch += contrast.altered(ids, ([config.seed, state.step, row] for row in range(rows.start, rows.stop)))
+    compared: list[Tensor] = []
+    if alter is not None and state.step % CONTRAST_EVERY == 0:
+        compared += _altered(alter, ids, [(config.seed, state.step, row) for row in range(rows.start, rows.stop)])
+    scored, segments = world.sum(int((targets != IGNORED).sum()), int(compared[1].amax(1).sum()) if compared else 0)
+    if segments:
+        batch += compared
         size = max(1, size // 2)  # of each row there are two in memory
-    scored, segments = world.sum(int((targets != IGNORED).sum()), segments_in(batch[3]) if len(batch) > 2 else 0)
     shares = [0.0, 0.0]
     parts = list(zip(*(torch.split(tensor, size) for tensor in batch), strict=True))
     for i, part in enumerate(parts, 1):
@@ -513,12 +518,12 @@ def _step(
             world.unsynchronised(objective, i < len(parts)),
             torch.autocast(world.device.type, _autocast(config), enabled=_autocast(config) is not None),
         ):
-            nats, doubts = objective(*(tensor.to(world.device) for tensor in part))
-            loss, doubt = nats / scored, doubts / max(1, segments)
+            nats, of_marks = objective(*(tensor.to(world.device) for tensor in part))
+            loss, control_loss = nats / scored, of_marks / max(1, segments)
             # gradients are averaged over the processes; we want their sum
-            torch.autograd.backward((loss + config.control_weight * doubt) * world.size)
-        shares = [shares[0] + float(loss.detach()), shares[1] + float(doubt.detach())]
-    total, doubt_in_all = world.sum(*shares)
+            torch.autograd.backward((loss + config.control_weight * control_loss) * world.size)
+        shares = [shares[0] + float(loss.detach()), shares[1] + float(control_loss.detach())]
+    total, total_of_marks = world.sum(*shares)
     norm = float(gather(torch.nn.utils.clip_grad_norm_(state.model.parameters(), config.grad_clip)))
     if not math.isfinite(total) or not math.isfinite(norm):
         raise _not_finite(f"the loss of step {state.step + 1} ({total}, gradient {norm})", batches, state.step, run)
@@ -526,12 +531,19 @@ def _step(
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
     state.step += 1
-    told = {"control_loss": doubt_in_all} if segments else {}
-    return {"loss": total, **told, "learning_rate": learning_rate, "grad_norm": norm}
+    of_controls = {"control_loss": total_of_marks} if segments else {}
+    return {"loss": total, **of_controls, "learning_rate": learning_rate, "grad_norm": norm}
+
+
+def _altered(alter: Alter, ids: Tensor, seeds: list[tuple[int, ...]]) -> tuple[Tensor, Tensor]:
+    """(B, T) ids, and a seed for each row -> the ids altered, and (B, T) the segment of each target."""
+    pairs = [alter(row, np.random.default_rng(seed)) for row, seed in zip(ids.numpy(), seeds, strict=True)]
+    altered_ids, segments = (torch.from_numpy(np.stack(rows)) for rows in zip(*pairs, strict=True))
+    return altered_ids, F.pad(segments[:, 1:], (0, 1))  # a target is the next id; what the last is, is not known here
 
 
 def _rows_at_once(ids: Tensor, size: int | None) -> int:
-    """How many rows a micro-batch has; where not said, the most that share all and are no more than MICRO_BATCH_IDS."""
+    """Rows of a micro-batch; where not said, the largest divisor of all rows that keeps within MICRO_BATCH_IDS."""
     rows, n_positions = ids.shape
     fits = max(1, MICRO_BATCH_IDS // n_positions)
     return size or max(n for n in range(1, fits + 1) if rows % n == 0)
