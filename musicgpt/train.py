@@ -1,7 +1,7 @@
 """Shards -> a run: next-token prediction. Knows ids only; what it leaves on disk is in runs.py.
 
 The loss of a step is the mean over all targets of its batch, however it is cut into micro-batches and over processes.
-In one step of four, where there are marks of controls, a second loss is added (contrast.py).
+In every second step, where there are marks of controls, another loss is added (contrast.py).
 The random numbers of a step (dropout) depend on (seed, step, process) alone, its data on (seed, step): a resumed run
 goes on as if it had not been stopped.
 """
@@ -78,8 +78,8 @@ SAMPLE_IDS = 256
 MICRO_BATCH_IDS = 4_096
 """What a validation scores, what a sample is long, and what is in memory at once, where not said otherwise."""
 
-CONTRAST_EVERY = 4
-"""In one step of so many the marks of controls are learned by comparison too; it takes twice as long."""
+CONTRAST_EVERY = 2
+"""In one step of so many the marks of controls are learned by comparison too, which takes twice as long."""
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """From malloc.h."""
