@@ -1,7 +1,7 @@
 """Shards -> a run: next-token prediction. Knows ids only; what it leaves on disk is in runs.py.
 
 The loss of a step is the mean over all targets of its batch, however it is cut into micro-batches and over processes.
-In every second step, where there are marks of controls, another loss is added (contrast.py).
+With a weight for it another loss is added in every second step, by which marks of controls are told apart.
 The random numbers of a step (dropout) depend on (seed, step, process) alone, its data on (seed, step): a resumed run
 goes on as if it had not been stopped.
 """
@@ -90,7 +90,7 @@ IMPATIENCE_SECONDS = 2.0
 RESUMABLE = ("steps", "checkpoint_every", "keep_checkpoints", "device", "parallel", "recompute", "micro_batch")
 """What may be changed when a run goes on; the rest makes it another run."""
 
-BEFORE = {"optimizer": "adamw", "control_weight": 0.0}
+BEFORE = {"optimizer": "adamw"}
 """Of runs that are older than the choice."""
 
 MACHINERY = ("workers", "scheduler", "file_timeout", "file_memory")
@@ -167,7 +167,7 @@ def train(
         if start is not None and read_json(run / "run.json").get("shards") != shards.manifest["checksums"]:
             raise ShardsError(f"{shards.directory} was prepared anew since {run} was begun: begin again with --force")
         tokenizer = load_tokenizer(shards.directory)
-        _check_exercises(shards, config, init_from)
+        _check_shards(shards, config, init_from)
         model = _make_model(config, shards, tokenizer, start, init_from, world, report)
         config = _decide(replace(config, n_positions=model.config.n_positions), model.config, shards, world, report)
         state = _make_state(model, config, start)
@@ -209,9 +209,15 @@ def _check(corpus: str, config: TrainConfig, given: frozenset[str], resume: bool
         raise UsageError(f"{flag(needless[0])} does not go with {corpus}, which is prepared already")
 
 
-def _check_exercises(shards: Shards, config: TrainConfig, init_from: str | None) -> None:
-    """Raises: UsageError: exercises in filling in are longer than what the model sees."""
-    longest = shards.manifest.get("source", {}).get("infill_ids", 0)
+def _check_shards(shards: Shards, config: TrainConfig, init_from: str | None) -> None:
+    """Raises: UsageError: exercises in filling in longer than what the model sees; a weight for marks there are not."""
+    source = shards.manifest.get("source", {})
+    if config.control_weight and not source.get("controls"):
+        raise UsageError(
+            f"--control-weight {config.control_weight}: {shards.directory} has no marks of controls; leave it out, or "
+            f"prepare the corpus with --controls"
+        )
+    longest = source.get("infill_ids", 0)
     if longest > config.n_positions and init_from is None:
         raise UsageError(
             f"the exercises in {shards.directory} are up to {longest:,} ids long, --n-positions is "
@@ -449,7 +455,7 @@ def _loop(
         report("validation without a model: " + ", ".join(f"{name} {loss:.3f}" for name, loss in floors.items()))
         write_json(run / "baselines.json", floors)
     objective = world.objective(state.model)
-    alter = tokenizer.altered if tokenizer.has_controls and config.control_weight else None
+    alter = tokenizer.altered if config.control_weight else None
     interrupted = False
     with _interrupts() as asked, Metrics(run) if world.is_first else nullcontext() as metrics:
         written = time.perf_counter()

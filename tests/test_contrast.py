@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 import subprocess
 from collections.abc import Sequence
@@ -34,7 +35,7 @@ TOKENS = (
 ).split()
 SEGMENTS = [0] * 11 + [1] * 3 + [0] + [2] * 3 + [0] * 12 + [3] * 2
 THERE = {"polyphony": [1, 3]}
-SHAPE = "--preset nano --n-positions 256 --batch-size 4 --dtype float32 --device cpu"
+SHAPE = "--preset nano --n-positions 256 --batch-size 4 --dtype float32 --device cpu --control-weight 1"
 
 
 @pytest.fixture(scope="module")
@@ -142,14 +143,20 @@ def test_a_model_learns_by_it_what_the_marks_say(shards: Path, tmp_path: Path) -
     assert [row["step"] for row in rows(tmp_path / "run") if "control_loss" in row] == list(range(1, 261, 2))
     losses = of(tmp_path / "run")
     assert losses[0] == pytest.approx(math.log(2), abs=0.15)
-    assert np.mean(losses[-10:]) < 0.5
+    assert np.median(losses[-30:]) < 0.45  # by chance 0.69; a few are far off, so not their mean
 
 
-def test_where_there_are_no_marks_or_no_weight_nothing_is_compared(shards: Path, folk: Path, tmp_path: Path) -> None:
-    main(f"train {shards} --out {tmp_path / 'weightless'} {SHAPE} --steps 2 --control-weight 0".split())
-    main(f"prepare {folk} --out {tmp_path / 'plain'} --transpositions 1 --tokenizer {shards}".split())
-    main(f"train {tmp_path / 'plain'} --out {tmp_path / 'markless'} {SHAPE} --steps 2".split())
-    assert of(tmp_path / "weightless") == of(tmp_path / "markless") == []
+def test_without_weight_nothing_is_compared(shards: Path, tmp_path: Path) -> None:
+    main(f"train {shards} --out {tmp_path / 'run'} {SHAPE} --steps 2 --control-weight 0".split())
+    assert of(tmp_path / "run") == []
+
+
+def test_a_weight_for_marks_there_are_not_is_refused(
+    folk: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main(f"train {folk} --out {tmp_path / 'run'} {SHAPE} --transpositions 1".split())
+    assert re.search(r"--control-weight 1.0: .* has no marks of controls; leave it out, or", capsys.readouterr().err)
 
 
 def test_micro_batches_and_processes_change_nothing_of_it(shards: Path, tmp_path: Path) -> None:
@@ -173,17 +180,6 @@ def test_it_goes_on_as_if_it_had_not_been_stopped(shards: Path, tmp_path: Path) 
     main([*command, "6", "--out", str(tmp_path / "parts"), "--resume"])
     assert of(tmp_path / "parts") == of(tmp_path / "whole")
     assert of(tmp_path / "parts", "loss") == of(tmp_path / "whole", "loss")
-
-
-def test_a_run_older_than_the_comparison_goes_on_without_it(shards: Path, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    main(f"train {shards} --out {run} {SHAPE} --steps 2 --control-weight 0".split())
-    record = json.loads((run / "run.json").read_text())
-    del record["train"]["control_weight"]
-    (run / "run.json").write_text(json.dumps(record))
-    main(f"train {shards} --out {run} --steps 6 --resume".split())
-    assert len(rows(run)) == 6
-    assert of(run) == []
 
 
 def test_text_has_no_marks() -> None:
