@@ -87,7 +87,7 @@ def write_shards(folder: Path, splits: dict[str, list[np.ndarray]]) -> None:
         "eos_id": TOKENIZER.eos_id,
         "split_within_documents": False,
         "splits": totals,
-        "source": "benchmarks/jsb.py",
+        "source": {"corpus": "jsb"},
         "checksums": checksums(folder),
     }
     write_json(folder / MANIFEST, manifest)

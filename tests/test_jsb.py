@@ -86,6 +86,13 @@ def test_the_command_prints_the_two_keys(data: Path, checkpoint: Path) -> None:
     assert "no split 'valid'; expected one of learn, check, some" in done.stderr
 
 
+def test_the_command_trains(data: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    flags = "--preset nano --n-positions 64 --batch-size 2 --steps 2 --dtype float32 --device cpu".split()
+    jsb.train(data, run, {"train": "learn", "val": "check"}, flags)
+    assert np.isfinite(jsb.evaluate(str(run), data, "check", stride=IDS_PER_BAR)["nats_per_voice_step"])
+
+
 def test_every_training_window_begins_at_a_bar_line(data: Path, tmp_path: Path) -> None:
     jsb.write_shards(
         tmp_path, {name: jsb.chorales(data, split) for name, split in (("train", "learn"), ("val", "check"))}
