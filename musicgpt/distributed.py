@@ -257,10 +257,10 @@ def memory(
 ) -> Memory:
     """The memory of a training: weights, gradients and moments in float32, of all `n_positions`.
 
-    Activations as autograd keeps them on the CPU: a block has 2 C of the residual stream, 14 C of products and, with
-    dropout, 2 C of masks, for each position; on CUDA a mask is a byte. Where marks of controls are compared, there is
-    a second row beside each, so that a micro-batch of one has two. Not in it: the libraries, and what the
-    allocator leaves unused.
+    Activations as autograd keeps them on the CPU: a block has 2 C of the residual stream, 14 C of products, a number
+    for each head (not where attention is ours) and, with dropout, 2 C of masks, for each position; on CUDA a mask is a
+    byte. Where marks of controls are compared, there is a second row beside each, so that a micro-batch of one has two.
+    Not in it: the libraries, and what the allocator leaves unused.
     """
     C, T, B = config.n_embd, config.n_positions, micro_batch
     block = 12 * C * C + 13 * C
@@ -270,7 +270,7 @@ def memory(
     gathered = 4 * root if shares > 1 else 0  # the root stays whole from the first use to the last
     size = 2 if bfloat16 else 4
     masks = 2 * C if config.resid_pdrop else 0
-    kept = B * T * (4 * (2 * C + 4) + size * (14 * C + masks))
+    kept = B * T * (4 * (2 * C + 4 + config.n_head) + size * (14 * C + masks))
     blocks = config.n_layer * B * T * 4 * C + kept if recomputed else config.n_layer * kept
     ends = B * T * (4 * C * (2 + bool(config.embd_pdrop)) + size * C * bfloat16)
     logits = 3 * 4 * min(LOGITS_AT_ONCE, B * T * config.vocab_size)

@@ -13,8 +13,10 @@ Source: Radford et al. 2019, "Language Models are Unsupervised Multitask Learner
 from __future__ import annotations
 
 import math
+import platform
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -138,7 +140,8 @@ class Conv1D(nn.Module):
 class CausalSelfAttention(nn.Module):
     """Every position looks at itself and those before it.
 
-    On CPUs long sequences, and all with `attn_pdrop` in training, go through `_Attention`; the rest through torch.
+    On CPUs all sequences with `attn_pdrop` in training go through `_Attention`, and where MKL is slow long ones; the
+    rest through torch.
     """
 
     def __init__(self, config: GPTConfig) -> None:
@@ -153,7 +156,7 @@ class CausalSelfAttention(nn.Module):
         B, T, C = x.shape
         qkv = self.c_attn(x)  # (B, T, 3 C)
         p = self.attn_pdrop if self.training else 0.0
-        if past is None and _is_much(x) and (T >= QUERIES_AT_ONCE or p):
+        if past is None and _is_much(x) and (p or (MKL_IS_SLOW and T >= QUERIES_AT_ONCE)):
             y = _Attention.apply(qkv, self.n_head, p)  # type: ignore[no-untyped-call]
             return self.resid_dropout(self.c_proj(y))  # type: ignore[no-any-return]
         q, k, v = (
@@ -169,8 +172,8 @@ class CausalSelfAttention(nn.Module):
             q = q.to(k.dtype)  # under autocast the cache may be of another precision than the projection
             if start > 0 and T > 1:  # is_causal would align the triangle to the top left
                 mask = torch.ones(T, start + T, dtype=torch.bool, device=x.device).tril(start)
-        if q.dtype == torch.bfloat16 and q.device.type == "cpu" and past is None:
-            q, k, v = q.float(), k.float(), v.float()  # torch's way back takes five times as long in bfloat16
+        if q.dtype == torch.bfloat16 and q.device.type == "cpu" and past is None and T < QUERIES_AT_ONCE:
+            q, k, v = q.float(), k.float(), v.float()  # torch's way back takes three to five times as long in bfloat16
         with torch.autocast("cpu", enabled=False):
             y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=start == 0 and T > 1, dropout_p=p)
         y = y.transpose(1, 2).reshape(B, T, C).to(qkv.dtype)
@@ -186,7 +189,10 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.c_fc(x)
-        x = _GELU.apply(x) if _is_much(x) else F.gelu(x, approximate="tanh")  # type: ignore[no-untyped-call]
+        if _is_much(x) and (MKL_IS_SLOW or x.dtype == torch.float32):  # in bfloat16 torch's is as fast on Intel's cores
+            x = _GELU.apply(x)  # type: ignore[no-untyped-call]
+        else:
+            x = F.gelu(x, approximate="tanh")
         return self.dropout(self.c_proj(x))  # type: ignore[no-any-return]
 
 
@@ -321,6 +327,18 @@ LEAST_ROWS = 32
 """With fewer rows than this a product is bound by memory, and torch's own call is as good."""
 
 
+def _processor() -> str:
+    try:
+        return Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return platform.processor()
+
+
+MKL_IS_SLOW = "AuthenticAMD" in _processor()
+"""What torch builds on MKL, products in float32 and attention, takes up to twice as long on AMD's cores as what is
+built on oneDNN here; on Intel's it is as fast or up to four times faster (docs/performance.md)."""
+
+
 def _is_much(x: Tensor) -> bool:
     """Whether (..., C) is work for what follows: products and functions for CPUs that bring their own way back."""
     if x.device.type != "cpu" or ONEDNN is None or torch.compiler.is_compiling():
@@ -339,7 +357,7 @@ def _product(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
 
 def _over_rows(x: Tensor, grad: Tensor) -> Tensor:
     """(n, m) and (n, k) -> x.T @ grad: the gradient of a matrix, by whichever call is the faster one."""
-    if x.dtype != torch.float32:
+    if x.dtype != torch.float32 or not MKL_IS_SLOW:
         return x.t() @ grad
     if x.shape[1] <= grad.shape[1]:  # oneDNN's linear copies its first factor when it is transposed
         return _product(x.t(), grad)

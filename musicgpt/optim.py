@@ -10,6 +10,7 @@ Training", for the size of its updates.
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Iterable
 from typing import Any
 
@@ -19,6 +20,10 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 QUINTIC = (3.4445, -4.7750, 2.0315)
 """Of Muon's iteration: it brings singular values from (0, 1] to about 1, and small ones fast."""
+
+AT_ONCE = 2**22
+"""Muon takes matrices of one shape together up to so many numbers: small ones by themselves leave cores idle, and
+large ones together leave the cache."""
 
 
 def make_optimizers(
@@ -52,36 +57,60 @@ class Muon(torch.optim.Optimizer):
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         assert closure is None
         for group in self.param_groups:
+            waiting: dict[tuple[int, int], list[tuple[Tensor, Tensor]]] = defaultdict(list)
             for weight in group["params"]:
                 if weight.grad is None:
                     continue
-                state = self.state[weight]
-                if not state:
-                    state["momentum"] = torch.zeros_like(weight)
-                state["momentum"].lerp_(weight.grad, 1 - group["momentum"])
-                update = weight.grad.lerp(state["momentum"], group["momentum"])
-                whole = update.full_tensor() if isinstance(update, DTensor) else update
-                parts = [
-                    orthogonal(part).mul_(0.2 * math.sqrt(max(part.shape)))
-                    for part in whole.chunk(3 if whole.shape[1] == 3 * whole.shape[0] else 1, dim=1)
-                ]
-                whole = torch.cat(parts, dim=1).to(weight.dtype)
-                if isinstance(weight, DTensor):
-                    whole = distribute_tensor(whole, weight.device_mesh, weight.placements, src_data_rank=None)
-                weight.mul_(1 - group["lr"] * group["weight_decay"]).add_(whole, alpha=-group["lr"])
+                parts = self._directions(weight, weight.grad, group["momentum"])
+                alike = waiting[parts.shape[1], parts.shape[2]]
+                alike.append((weight, parts))
+                if sum(each.numel() for _, each in alike) >= AT_ONCE:
+                    _move(alike, group["lr"], group["weight_decay"])
+                    alike.clear()
+            for alike in waiting.values():
+                _move(alike, group["lr"], group["weight_decay"])
+
+    def _directions(self, weight: Tensor, grad: Tensor, momentum: float) -> Tensor:
+        """(parts, rows, columns): where the matrices of a weight ought to go, none of them taller than wide."""
+        state = self.state[weight]
+        if not state:
+            state["momentum"] = torch.zeros_like(weight)
+        state["momentum"].lerp_(grad, 1 - momentum)
+        update = grad.lerp(state["momentum"], momentum)
+        whole = update.full_tensor() if isinstance(update, DTensor) else update
+        rows, columns = whole.shape
+        if columns == 3 * rows:
+            return whole.reshape(rows, 3, rows).transpose(0, 1)
+        return (whole.t() if rows > columns else whole)[None]
 
 
-def orthogonal(matrix: Tensor, steps: int = 5) -> Tensor:
-    """The matrix with all singular values about 1 (0.7 to 1.2), by Newton and Schulz's iteration in bfloat16."""
+def _move(alike: list[tuple[Tensor, Tensor]], lr: float, weight_decay: float) -> None:
+    """Change weights by what their matrices, all of one shape, are when made orthogonal."""
+    if not alike:
+        return
+    rows, columns = alike[0][1].shape[1:]
+    found = orthogonal(torch.cat([parts for _, parts in alike])).mul_(0.2 * math.sqrt(columns))
+    counts = [len(parts) for _, parts in alike]
+    for (weight, _), parts in zip(alike, torch.split(found, counts), strict=True):
+        whole = parts.transpose(0, 1).reshape(rows, -1)
+        whole = (whole.t() if weight.shape[0] > weight.shape[1] else whole).to(weight.dtype)
+        if isinstance(weight, DTensor):
+            whole = distribute_tensor(whole, weight.device_mesh, weight.placements, src_data_rank=None)
+        weight.mul_(1 - lr * weight_decay).add_(whole, alpha=-lr)
+
+
+def orthogonal(matrices: Tensor, steps: int = 5) -> Tensor:
+    """(N, rows, columns), not taller than wide: all singular values become about 1 (0.7 to 1.2).
+
+    By Newton and Schulz's iteration in bfloat16.
+    """
     a, b, c = QUINTIC
-    x = matrix.bfloat16()
-    tall = x.shape[0] > x.shape[1]
-    x = x.t() if tall else x
-    x = x / (x.norm() + 1e-7)  # no singular value is above 1 then
+    x = matrices.bfloat16()
+    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)  # no singular value is above 1 then
     for _ in range(steps):
-        gram = x @ x.t()
-        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return x.t() if tall else x
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x
 
 
 def learning_rate_at(step: int, optimizer: str, *, steps: int, warmup: float) -> float:

@@ -21,6 +21,7 @@ import torch
 from safetensors.torch import load_file
 
 import musicgpt
+from musicgpt import model as model_module
 from musicgpt.cli import main
 from musicgpt.config import PrepareConfig
 from musicgpt.distributed import memory, recompute
@@ -167,8 +168,11 @@ def moments_of(model: GPT, optimizer: str) -> int:
 @pytest.mark.parametrize("bfloat16", [False, True])
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
 @pytest.mark.parametrize("recomputed", [False, True])
-def test_the_memory_of_activations_is_what_autograd_keeps(recomputed: bool, dropout: float, bfloat16: bool) -> None:
+def test_the_memory_of_activations_is_what_autograd_keeps(
+    recomputed: bool, dropout: float, bfloat16: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The blocks to the byte, as the difference between two depths; one block's worth more where it is recomputed."""
+    monkeypatch.setattr(model_module, "MKL_IS_SLOW", False)
     found, worked_out = [], []
     for n_layer in (2, 5):
         config = GPTConfig(

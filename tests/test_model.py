@@ -116,10 +116,12 @@ def test_the_loss_in_chunks_is_the_loss_at_once(gpt: GPT, at_once: int, monkeypa
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
 @pytest.mark.parametrize("n_positions", [40, 256, 700])  # one by torch, one piece by ours, several with a rest
+@pytest.mark.parametrize("mkl_is_slow", [True, False])
 def test_the_fast_ways_of_a_cpu_are_the_plain_ones(
-    n_positions: int, dtype: torch.dtype, tolerance: float, monkeypatch: pytest.MonkeyPatch
+    mkl_is_slow: bool, n_positions: int, dtype: torch.dtype, tolerance: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Loss and gradients, as a share of their size, with and without autocast."""
+    """Loss and gradients, as a share of their size, with and without autocast, on cores of either maker."""
+    monkeypatch.setattr(model_module, "MKL_IS_SLOW", mkl_is_slow)
     config = GPTConfig(
         vocab_size=99, n_positions=n_positions, n_embd=48, n_layer=2, n_head=3, embd_pdrop=0.0, resid_pdrop=0.0,
         attn_pdrop=0.0,

@@ -129,7 +129,8 @@ def test_micro_batches_change_nothing_but_memory(shards: Path, tmp_path: Path) -
             f"train {shards} --out {tmp_path / str(micro)} --preset music-tiny --n-positions 64 --batch-size 4 "
             f"--micro-batch {micro} --steps 4 --dropout 0 --dtype float32".split()
         )
-    np.testing.assert_allclose(losses(tmp_path / "4"), losses(tmp_path / "1"), rtol=2e-5)
+    # sums in another order, which Muon, in bfloat16, makes more of
+    np.testing.assert_allclose(losses(tmp_path / "4"), losses(tmp_path / "1"), rtol=2e-4)
 
 
 def test_one_step_of_gpt2s_own_batch(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
