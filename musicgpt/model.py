@@ -172,8 +172,8 @@ class CausalSelfAttention(nn.Module):
             q = q.to(k.dtype)  # under autocast the cache may be of another precision than the projection
             if start > 0 and T > 1:  # is_causal would align the triangle to the top left
                 mask = torch.ones(T, start + T, dtype=torch.bool, device=x.device).tril(start)
-        if q.dtype == torch.bfloat16 and q.device.type == "cpu" and past is None and T < QUERIES_AT_ONCE:
-            q, k, v = q.float(), k.float(), v.float()  # torch's way back takes three to five times as long in bfloat16
+        if q.dtype == torch.bfloat16 and q.device.type == "cpu" and past is None and (T <= QUERIES_AT_ONCE or not AMX):
+            q, k, v = q.float(), k.float(), v.float()  # with AMX, too, torch's way back is slow where it is short
         with torch.autocast("cpu", enabled=False):
             y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=start == 0 and T > 1, dropout_p=p)
         y = y.transpose(1, 2).reshape(B, T, C).to(qkv.dtype)
@@ -335,8 +335,12 @@ def _processor() -> str:
 
 
 MKL_IS_SLOW = "AuthenticAMD" in _processor()
-"""What torch builds on MKL, products in float32 and attention, takes up to twice as long on AMD's cores as what is
-built on oneDNN here; on Intel's it is as fast or up to four times faster (docs/performance.md)."""
+"""On AMD's cores products in float32 and long attention take torch, which has MKL for them, up to twice as long as what
+is built on oneDNN here; on Intel's torch is as fast or faster (docs/performance.md)."""
+
+AMX = bool(torch.cpu.get_capabilities().get("amx_bf16"))
+"""Whether the CPU multiplies tiles of bfloat16: where not, torch's attention takes up to ten times as long on its way
+back in bfloat16 as in float32."""
 
 
 def _is_much(x: Tensor) -> bool:

@@ -71,13 +71,13 @@ class Muon(torch.optim.Optimizer):
                 _move(alike, group["lr"], group["weight_decay"])
 
     def _directions(self, weight: Tensor, grad: Tensor, momentum: float) -> Tensor:
-        """(parts, rows, columns): where the matrices of a weight ought to go, none of them taller than wide."""
+        """(parts, rows, columns) in bfloat16: where matrices of a weight ought to go, none of them taller than wide."""
         state = self.state[weight]
         if not state:
             state["momentum"] = torch.zeros_like(weight)
         state["momentum"].lerp_(grad, 1 - momentum)
         update = grad.lerp(state["momentum"], momentum)
-        whole = update.full_tensor() if isinstance(update, DTensor) else update
+        whole = (update.full_tensor() if isinstance(update, DTensor) else update).bfloat16()
         rows, columns = whole.shape
         if columns == 3 * rows:
             return whole.reshape(rows, 3, rows).transpose(0, 1)
@@ -102,11 +102,10 @@ def _move(alike: list[tuple[Tensor, Tensor]], lr: float, weight_decay: float) ->
 def orthogonal(matrices: Tensor, steps: int = 5) -> Tensor:
     """(N, rows, columns), not taller than wide: all singular values become about 1 (0.7 to 1.2).
 
-    By Newton and Schulz's iteration in bfloat16.
+    By Newton and Schulz's iteration, for which bfloat16 is enough.
     """
     a, b, c = QUINTIC
-    x = matrices.bfloat16()
-    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)  # no singular value is above 1 then
+    x: Tensor = matrices / (matrices.norm(dim=(1, 2), keepdim=True) + 1e-7)  # no singular value is above 1 then
     for _ in range(steps):
         gram = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)

@@ -79,7 +79,9 @@ MICRO_BATCH_IDS = 4_096
 """What a validation scores, what a sample is long, and what is in memory at once, where not said otherwise."""
 
 CONTRAST_EVERY = 2
-"""In one step of so many the marks of controls are learned by comparison too, which takes twice as long."""
+"""In one step of so many the marks of controls are learned by comparison too: twice the work of others."""
+
+WITHOUT_MARKS = "--control-weight {}: {} has no marks of controls; leave it out, or prepare the corpus with --controls"
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """From malloc.h."""
@@ -154,7 +156,7 @@ def train(
         else:
             if not force:
                 _refuse_to_replace(run)
-            config, prepare_config = _asked(config, prepare_config, given, init_from)
+            config, prepare_config = _asked(corpus, config, prepare_config, given, init_from)
         if config.preset is not None and config.preset not in PRESETS:
             raise UsageError(f"--preset {config.preset} is unknown; expected one of {', '.join(PRESETS)}")
         world = stack.enter_context(joined(device_named(config.device), config.parallel))
@@ -167,7 +169,8 @@ def train(
         if start is not None and read_json(run / "run.json").get("shards") != shards.manifest["checksums"]:
             raise ShardsError(f"{shards.directory} was prepared anew since {run} was begun: begin again with --force")
         tokenizer = load_tokenizer(shards.directory)
-        _check_shards(shards, config, init_from)
+        if not resume:
+            _check_shards(shards, tokenizer, config, init_from)
         model = _make_model(config, shards, tokenizer, start, init_from, world, report)
         config = _decide(replace(config, n_positions=model.config.n_positions), model.config, shards, world, report)
         state = _make_state(model, config, start)
@@ -209,15 +212,12 @@ def _check(corpus: str, config: TrainConfig, given: frozenset[str], resume: bool
         raise UsageError(f"{flag(needless[0])} does not go with {corpus}, which is prepared already")
 
 
-def _check_shards(shards: Shards, config: TrainConfig, init_from: str | None) -> None:
-    """Raises: UsageError: exercises in filling in longer than what the model sees; a weight for marks there are not."""
-    source = shards.manifest.get("source", {})
-    if config.control_weight and not source.get("controls"):
-        raise UsageError(
-            f"--control-weight {config.control_weight}: {shards.directory} has no marks of controls; leave it out, or "
-            f"prepare the corpus with --controls"
-        )
-    longest = source.get("infill_ids", 0)
+def _check_shards(shards: Shards, tokenizer: Tokenizer[Any], config: TrainConfig, init_from: str | None) -> None:
+    """Raises: UsageError: a weight for marks there are not; exercises in filling in longer than what the model sees."""
+    if config.control_weight and not tokenizer.has_controls:
+        raise UsageError(WITHOUT_MARKS.format(config.control_weight, shards.directory))
+    source = shards.manifest["source"]
+    longest = source.get("infill_ids", 0) if isinstance(source, dict) else 0
     if longest > config.n_positions and init_from is None:
         raise UsageError(
             f"the exercises in {shards.directory} are up to {longest:,} ids long, --n-positions is "
@@ -272,7 +272,7 @@ def _recorded(
 
 
 def _asked(
-    config: TrainConfig, prepare_config: PrepareConfig, given: frozenset[str], init_from: str | None
+    corpus: str, config: TrainConfig, prepare_config: PrepareConfig, given: frozenset[str], init_from: str | None
 ) -> tuple[TrainConfig, PrepareConfig]:
     """What a new run begins with: what was left open follows from what was given.
 
@@ -287,6 +287,8 @@ def _asked(
         prepare_config = replace(prepare_config, tokenizer=str(resolve_checkpoint(init_from)))
         if "optimizer" not in given:  # Muon on weights that AdamW has trained was not measured
             config = replace(config, optimizer="adamw")
+    if config.control_weight and not (prepare_config.controls or init_from or is_shards(Path(corpus))):
+        raise UsageError(WITHOUT_MARKS.format(config.control_weight, corpus))
     if prepare_config.infill and "infill_ids" not in given:
         prepare_config = replace(prepare_config, infill_ids=config.n_positions)
     return config, prepare_config
@@ -455,7 +457,7 @@ def _loop(
         report("validation without a model: " + ", ".join(f"{name} {loss:.3f}" for name, loss in floors.items()))
         write_json(run / "baselines.json", floors)
     objective = world.objective(state.model)
-    alter = tokenizer.altered if config.control_weight else None
+    alter = tokenizer.altered if config.control_weight and tokenizer.has_controls else None
     interrupted = False
     with _interrupts() as asked, Metrics(run) if world.is_first else nullcontext() as metrics:
         written = time.perf_counter()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 import shutil
 import subprocess
 from collections.abc import Sequence
@@ -154,9 +153,29 @@ def test_without_weight_nothing_is_compared(shards: Path, tmp_path: Path) -> Non
 def test_a_weight_for_marks_there_are_not_is_refused(
     folk: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(SystemExit):
-        main(f"train {folk} --out {tmp_path / 'run'} {SHAPE} --transpositions 1".split())
-    assert re.search(r"--control-weight 1.0: .* has no marks of controls; leave it out, or", capsys.readouterr().err)
+    """Of a corpus before it is prepared, and of shards."""
+    main(f"prepare {folk} --out {tmp_path / 'plain'} --transpositions 1".split())
+    capsys.readouterr()
+    for corpus in (folk, tmp_path / "plain"):
+        with pytest.raises(SystemExit):
+            main(f"train {corpus} --out {tmp_path / 'run'} {SHAPE}".split())
+        said = capsys.readouterr().err
+        assert f"--control-weight 1.0: {corpus} has no marks of controls; leave it out, or" in said
+        assert "files" not in said
+        assert not (tmp_path / "run").exists()
+
+
+def test_a_run_that_recorded_a_weight_without_marks_goes_on(folk: Path, tmp_path: Path) -> None:
+    """A version that was never published wrote 1.0 into every run."""
+    run = tmp_path / "run"
+    shape = SHAPE.replace(" --control-weight 1", "")
+    main(f"train {folk} --out {run} {shape} --transpositions 1 --steps 2".split())
+    record = json.loads((run / "run.json").read_text())
+    record["train"]["control_weight"] = 1.0
+    (run / "run.json").write_text(json.dumps(record))
+    main(f"train {folk} --out {run} --steps 4 --resume".split())
+    assert len(rows(run)) == 4
+    assert of(run) == []
 
 
 def test_micro_batches_and_processes_change_nothing_of_it(shards: Path, tmp_path: Path) -> None:

@@ -122,6 +122,7 @@ def test_the_fast_ways_of_a_cpu_are_the_plain_ones(
 ) -> None:
     """Loss and gradients, as a share of their size, with and without autocast, on cores of either maker."""
     monkeypatch.setattr(model_module, "MKL_IS_SLOW", mkl_is_slow)
+    monkeypatch.setattr(model_module, "AMX", True)
     config = GPTConfig(
         vocab_size=99, n_positions=n_positions, n_embd=48, n_layer=2, n_head=3, embd_pdrop=0.0, resid_pdrop=0.0,
         attn_pdrop=0.0,

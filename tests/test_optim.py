@@ -50,10 +50,10 @@ def test_an_orthogonal_matrix_keeps_directions_and_evens_out_sizes(shape: tuple[
 
 
 def test_matrices_taken_together_move_as_each_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Those of a block: square, wide, tall, and three side by side."""
+    """Those of a block: square, wide, tall, and three side by side; gradients in either order of memory."""
     torch.manual_seed(0)
     shapes = [(32, 32), (32, 128), (128, 32), (32, 96)] * 3
-    begin, grads = [torch.randn(shape) for shape in shapes], [torch.randn(shape) for shape in shapes]
+    begin, grads = [torch.randn(shape) for shape in shapes], [torch.randn(shape[::-1]).t() for shape in shapes]
 
     def moved(at_once: int) -> list[torch.Tensor]:
         monkeypatch.setattr(optim, "AT_ONCE", at_once)
@@ -63,11 +63,13 @@ def test_matrices_taken_together_move_as_each_by_itself(monkeypatch: pytest.Monk
         Muon(weights, lr=0.1, weight_decay=0.1).step()
         return [weight.detach() for weight in weights]
 
-    for apart, some, together in zip(moved(1), moved(2 * 32 * 128), moved(2**22), strict=True):
-        torch.testing.assert_close(some, apart, atol=1e-4, rtol=1e-3)
-        torch.testing.assert_close(together, apart, atol=1e-4, rtol=1e-3)
-    for weight, before, grad in zip(moved(1), begin, grads, strict=True):
-        assert ((0.99 * before - weight) * grad).sum() > 0  # downhill, and so not transposed or shuffled
+    for at_once in (1, 2 * 32 * 128, 2**22):
+        for after, before, grad in zip(moved(at_once), begin, grads, strict=True):
+            parts = 3 if grad.shape[1] == 96 else 1
+            for part, of in zip((0.99 * before - after).chunk(parts, 1), grad.chunk(parts, 1), strict=True):
+                u, _, vh = torch.linalg.svd(of, full_matrices=False)
+                ideal = u @ vh * 0.1 * 0.2 * max(part.shape) ** 0.5
+                assert (part - ideal).norm() < 0.4 * ideal.norm()
 
 
 def test_queries_keys_and_values_are_made_orthogonal_by_themselves() -> None:
