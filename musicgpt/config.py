@@ -127,7 +127,7 @@ class TrainConfig:
     )
     dropout: float = option(0.1, "after embeddings and on the residual stream, not on attention weights")
     control_weight: float = option(
-        0.0, "of a loss by which marks of controls are told apart, in every second step (0.3 is much; see --controls)"
+        0.0, "of a loss by which marks of controls are told apart, in every second step (0.3 was tried; see --controls)"
     )
     checkpoint_every: int | None = option(
         None, "steps between checkpoints, each with a validation and a sample (a twentieth of all, 50 at least)"
