@@ -1,11 +1,13 @@
 """Training against what a user would pick instead: speed, memory, loading, and time to quality.
 
     python benchmarks/training.py [throughput] [memory] [loading] [small] [large] [--nanogpt FOLDER] [--json FILE]
+    python benchmarks/training.py --score RUN
 
 All tables, or those named. Contenders take turns on the same ids, the same shape of model and the same threads, each in
 a process of its own; medians are printed. nanoGPT is on no package index: FOLDER is a clone of it, of which model.py is
 loaded; its training loop (batches, schedule, clipping) is followed here. Where validation is scored, the same function
-scores all of the validation text in windows of the block length, and its time counts for nobody.
+scores all of the validation text in windows of the block length, and its time counts for nobody. So does --score, of a
+run of `musicgpt train tinyshakespeare.txt --tokenizer characters`.
 """
 
 from __future__ import annotations
@@ -333,6 +335,18 @@ def scorer(T: int) -> Callable[[Callable[[Any], Any]], float]:
     return score
 
 
+def scored(run: str) -> float:
+    """The loss of a trained model of characters, as `scorer` has it of the models here."""
+    import torch
+
+    import musicgpt
+
+    model = musicgpt.load(run)
+    of = [model.tokenizer.encode(character)[0] for character in sorted(set(TEXT.read_text()))]
+    order = torch.tensor([*of, *sorted(set(range(model.tokenizer.vocab_size)) - set(of))])
+    return scorer(model.model.config.n_positions)(lambda ids: model.model(order[ids])[..., order])
+
+
 def learn() -> None:
     """One run of a recipe; prints [steps, seconds of training, validation loss] as it goes."""
     import torch
@@ -472,7 +486,11 @@ if __name__ == "__main__":
     parser.add_argument("tables", nargs="*", choices=[[], *TABLES], help="which (all)")
     parser.add_argument("--nanogpt", help="a clone of github.com/karpathy/nanoGPT")
     parser.add_argument("--json", type=Path, help="write all that was measured here")
+    parser.add_argument("--score", metavar="RUN", help="a run of characters, on the validation text; nothing else")
     options = parser.parse_args()
+    if options.score:
+        print(f"{scored(options.score):.4f}")
+        sys.exit()
     if options.nanogpt is None:
         print("without --nanogpt FOLDER, a clone of github.com/karpathy/nanoGPT, it is left out")
     measured = {name: TABLES[name](options.nanogpt) for name in options.tables or TABLES}

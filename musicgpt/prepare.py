@@ -103,6 +103,8 @@ def prepare(
         report(f"{out} was prepared before and nothing has changed")
         return shards
     _refuse_to_replace(out, replace)
+    if unsaid := _unsaid(tokenizer, config):
+        report(f"the vocabulary has marks that are not written without {unsaid}: a model forgets what it does not see")
     with locked(out), _stopped(out), ExitStack() as stack:
         pool = stack.enter_context(_pool(executor, config, found.count))
         journal = stack.enter_context(_opened(folder, source, corpus, report))
@@ -466,6 +468,13 @@ def _check_marks(config: PrepareConfig, tokenizer: Tokenizer[Any], name: str, st
             f"--styles: the tokenizer {name} has no style {missing[0]}; it has {', '.join(known) or 'none'}: "
             f"leave that folder out, or name a scheme of music"
         )
+
+
+def _unsaid(tokenizer: Tokenizer[Any], config: PrepareConfig) -> str:
+    """The flags by which marks would be written that the vocabulary has, or nothing."""
+    styles = isinstance(tokenizer, MidiTokenizer) and bool(tokenizer.styles)
+    there = {"--controls": tokenizer.has_controls and not config.controls, "--styles": styles and not config.styles}
+    return " and ".join(name for name, is_unsaid in there.items() if is_unsaid)
 
 
 def _identity(tokenizer: Tokenizer[Any]) -> str:

@@ -377,3 +377,13 @@ def test_from_a_folder_to_a_piece_of_a_style(
         (corpus / "Polkas").rename(corpus / "Marches")
     main(f"train {corpus} --out {tmp_path / 'tuned'} --init-from {run} --styles --transpositions 1 --steps 1".split())
     assert read_json(tmp_path / "tuned" / "shards" / "manifest.json")["styles"] == shards.manifest["styles"]
+
+
+def test_marks_of_the_vocabulary_that_are_not_written_are_told(corpus: Path, shards: Shards, tmp_path: Path) -> None:
+    told: list[str] = []
+    for styles in (True, False):
+        config = PrepareConfig(tokenizer=str(shards.directory), styles=styles, transpositions=1, workers=1)
+        prepare(corpus, tmp_path / str(styles), config, report=told.append)
+    assert [line for line in told if "not written" in line] == [
+        "the vocabulary has marks that are not written without --styles: a model forgets what it does not see"
+    ]
