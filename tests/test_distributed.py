@@ -173,10 +173,11 @@ def test_the_memory_of_activations_is_what_autograd_keeps(
 ) -> None:
     """The blocks to the byte, as the difference between two depths; one block's worth more where it is recomputed."""
     monkeypatch.setattr(model_module, "MKL_IS_SLOW", False)
+    monkeypatch.setattr(model_module, "AMX", True)
     found, worked_out = [], []
     for n_layer in (2, 5):
         config = GPTConfig(
-            vocab_size=300, n_positions=256, n_embd=48, n_head=3, n_layer=n_layer,
+            vocab_size=300, n_positions=320, n_embd=48, n_head=3, n_layer=n_layer,
             embd_pdrop=dropout, resid_pdrop=dropout, attn_pdrop=0.0,
         )  # fmt: skip
         model = GPT(config)
@@ -191,7 +192,7 @@ def test_the_memory_of_activations_is_what_autograd_keeps(
                 kept[storage.data_ptr()] = (storage.nbytes(), tensor)  # the tensor, so that its address stays taken
             return tensor
 
-        ids = torch.randint(0, 300, (2, 256))
+        ids = torch.randint(0, 300, (2, 320))
         with (
             torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
             torch.autocast("cpu", torch.bfloat16, enabled=bfloat16),
