@@ -65,8 +65,9 @@ def as_it_is(score: ScoreTick, chance: random.Random) -> ScoreTick:
 
 
 def transposed(score: ScoreTick, chance: random.Random) -> ScoreTick:
+    """By up to a tritone; a passage whose range leaves no room for that stays where it is."""
     copies = (midi.transposed(score, n) for n in chance.sample([*range(-6, 0), *range(1, 7)], 12))
-    return next(copy for copy in copies if copy is not None)
+    return next((copy for copy in copies if copy is not None), score)
 
 
 def slower(score: ScoreTick, chance: random.Random) -> ScoreTick:
