@@ -137,7 +137,7 @@ def matmuls(shape: dict[str, Any], dtype: str) -> Step:
     """The products of a step with its weights, each at its own shape, by the calls of our model."""
     import torch
 
-    from musicgpt.model import _over_rows, _product
+    from musicgpt.cpu_ops import over_rows, product
 
     kind = getattr(torch, dtype)
     rows, width = shape["batch"] * shape["n_positions"], shape["n_embd"]
@@ -148,9 +148,9 @@ def matmuls(shape: dict[str, Any], dtype: str) -> Step:
     def step() -> None:
         for size in sizes:
             x, weight, grad = tensors[size]
-            _product(x, weight)
-            _product(grad, weight.t())
-            _over_rows(x, grad)
+            product(x, weight)
+            product(grad, weight.t())
+            over_rows(x, grad)
 
     return step
 

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from musicgpt import int8
+from musicgpt import cpu_ops, int8
 from musicgpt.engine import TorchEngine
 from musicgpt.model import GPT, Conv1D, KVCache
 from musicgpt.sampling import SamplingConfig
@@ -136,6 +136,7 @@ class CpuEngine(TorchEngine):
             warnings.warn(f"the fast functions do not compile here, torch goes on alone: {error}", stacklevel=1)
         else:
             self._kernels = kernels
+            cpu_ops.compile_for_prompts()
 
     def prefill(self, ids: Sequence[int], cache: KVCache) -> Any:
         if self._kernels is None or (len(ids) > SHORT and self._weights.head.weight.dtype == np.float32):

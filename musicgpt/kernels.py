@@ -56,7 +56,7 @@ no other thread wants the core."""
 _OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
 
 _as_written = numba.njit(**_OPTIONS)
-_by_vectors = numba.njit(**_OPTIONS, fastmath={"reassoc", "contract", "nsz", "arcp"})
+by_vectors = numba.njit(**_OPTIONS, fastmath={"reassoc", "contract", "nsz", "arcp"})
 """Sums may be taken in another order than written; NaN and infinity stay what they are."""
 
 
@@ -78,7 +78,7 @@ if sys.platform == "win32":
 
 
 @intrinsic
-def _raised(typing_context, counters, place):
+def raised(typing_context, counters, place):
     """One more at that place of an int64 array, seen by all threads -> what it is then."""
 
     def codegen(context, builder, signature, arguments):
@@ -230,7 +230,7 @@ _tile_of_one, _tile_of_two, _tile_of_four = _tile_of(1), _tile_of(2), _tile_of(4
 @_as_written
 def _meet(sync, size):
     """Wait until all threads are here."""
-    arrived = _raised(sync, MET)
+    arrived = raised(sync, MET)
     all_here = (arrived + size - 1) // size * size
     looks = 0
     while _seen(sync, MET) < all_here:
@@ -277,7 +277,7 @@ def _multiply(matrix, layer, room, n, out, adds, rank, size):
     return low, high
 
 
-@_by_vectors
+@by_vectors
 def _normalise(x, weights, epsilon, out):
     """Layer norm of one position."""
     size = np.float32(x.shape[0])
@@ -293,7 +293,7 @@ def _normalise(x, weights, epsilon, out):
         out[c] = (x[c] - mean) * factor * weights[0, c] + weights[1, c]
 
 
-@_by_vectors
+@by_vectors
 def _taken(x, out):
     """(n,) float32 as products take them: as they are, or as whole numbers, the largest of which is as large as the sum
     of n products with int8 has room for -> what a 1 is worth."""
@@ -312,8 +312,8 @@ def _taken(x, out):
     return unit
 
 
-@_by_vectors
-def _exp(x):
+@by_vectors
+def exp(x):
     """e^x of a float32 up to 88, by vectors, which the C library's is not: 2^n e^r, |r| <= ln 2 / 2, by Taylor."""
     x = max(x, np.float32(-87))
     n = np.floor(x * np.float32(1.44269504) + np.float32(0.5))
@@ -329,15 +329,15 @@ def _exp(x):
     return e * np.int32((np.int32(n) + np.int32(127)) << np.int32(23)).view(np.float32)
 
 
-@_by_vectors
+@by_vectors
 def _gelu(x):
     """In place: x / (1 + e^(-2 z)), which is x (1 + tanh z) / 2."""
     for c in range(x.shape[0]):
         z = x[c] * (np.float32(0.7978845608) + np.float32(0.0356774081) * x[c] * x[c])
-        x[c] = x[c] / (np.float32(1) + _exp(min(np.float32(-2) * z, np.float32(87))))
+        x[c] = x[c] / (np.float32(1) + exp(min(np.float32(-2) * z, np.float32(87))))
 
 
-@_by_vectors
+@by_vectors
 def _attend(q, keys, values, n, scores, y):
     """(D,) query over n positions of (n_positions, D) keys and values -> (D,) y."""
     D = q.shape[0]
@@ -351,7 +351,7 @@ def _attend(q, keys, values, n, scores, y):
         most = max(most, scores[t])
     total = np.float32(0)
     for t in range(n):
-        scores[t] = _exp(scores[t] - most)
+        scores[t] = exp(scores[t] - most)
         total += scores[t]
     for d in range(D):
         y[d] = np.float32(0)
@@ -422,7 +422,7 @@ def serve(rank, size, sync, done, job, weights, room):
     """Thread 0 lets the others begin what `job` says, and does its part. They do theirs of all steps behind the first
     `done` -> how many there were when none came for a while, or -1 when it is time to stop."""
     if rank == 0:  # in one call: a Ctrl-C in between would leave the others waiting
-        _raised(sync, TICKET)
+        raised(sync, TICKET)
         if not job[STOP]:
             _step(rank, size, sync, job, weights, room)
         return -1

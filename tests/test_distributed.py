@@ -21,7 +21,7 @@ import torch
 from safetensors.torch import load_file
 
 import musicgpt
-from musicgpt import model as model_module
+from musicgpt import cpu_ops
 from musicgpt.cli import main
 from musicgpt.config import PrepareConfig
 from musicgpt.distributed import memory, recompute
@@ -172,8 +172,8 @@ def test_the_memory_of_activations_is_what_autograd_keeps(
     recomputed: bool, dropout: float, bfloat16: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The blocks to the byte, as the difference between two depths; one block's worth more where it is recomputed."""
-    monkeypatch.setattr(model_module, "MKL_IS_SLOW", False)
-    monkeypatch.setattr(model_module, "AMX", True)
+    monkeypatch.setattr(cpu_ops, "MKL_IS_SLOW", False)
+    monkeypatch.setattr(cpu_ops, "AMX", True)
     found, worked_out = [], []
     for n_layer in (2, 5):
         config = GPTConfig(

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 import transformers
 
+from musicgpt import cpu_ops
 from musicgpt import model as model_module
 from musicgpt.checkpoint import load_model, save_model
 from musicgpt.model import GPT, PRESETS, GPTConfig, KVCache, empty
@@ -121,8 +122,8 @@ def test_the_fast_ways_of_a_cpu_are_the_plain_ones(
     mkl_is_slow: bool, n_positions: int, dtype: torch.dtype, tolerance: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Loss and gradients, as a share of their size, with and without autocast, on cores of either maker."""
-    monkeypatch.setattr(model_module, "MKL_IS_SLOW", mkl_is_slow)
-    monkeypatch.setattr(model_module, "AMX", True)
+    monkeypatch.setattr(cpu_ops, "MKL_IS_SLOW", mkl_is_slow)
+    monkeypatch.setattr(cpu_ops, "AMX", True)
     config = GPTConfig(
         vocab_size=99, n_positions=n_positions, n_embd=48, n_layer=2, n_head=3, embd_pdrop=0.0, resid_pdrop=0.0,
         attn_pdrop=0.0,
@@ -142,7 +143,7 @@ def test_the_fast_ways_of_a_cpu_are_the_plain_ones(
         return [loss.detach(), *(weight.grad.clone() for weight in model.parameters() if weight.grad is not None)]
 
     fast = learned()
-    monkeypatch.setattr(model_module, "ONEDNN", None)
+    monkeypatch.setattr(cpu_ops, "ONEDNN", None)
     for mine, plain in zip(fast, learned(), strict=True):
         assert (mine - plain).norm() <= tolerance * plain.norm() + 1e-6
 
@@ -153,14 +154,14 @@ def test_dropout_of_attention_keeps_a_cpu_on_the_fast_way() -> None:
     torch.manual_seed(0)
     kept: list[int] = []
     with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x.numel()) or x, lambda x: x):
-        y = model_module._Attention.apply(qkv, 2, 0.25)
+        y = cpu_ops.Attention.apply(qkv, 2, 0.25)
     assert max(kept) == qkv.numel()
     y.square().sum().backward()
     direction = torch.randn_like(qkv)
     ends = []
     for sign in (1, -1):
         torch.manual_seed(0)
-        moved = model_module._Attention.apply((qkv + sign * 1e-3 * direction).detach(), 2, 0.25)
+        moved = cpu_ops.Attention.apply((qkv + sign * 1e-3 * direction).detach(), 2, 0.25)
         ends.append(float(moved.double().square().sum()))
     assert (ends[0] - ends[1]) / 2e-3 == pytest.approx(float((qkv.grad * direction).sum()), rel=1e-2)
 
@@ -169,7 +170,7 @@ def test_dropout_of_attention_leaves_the_mean_and_drops_its_share() -> None:
     torch.manual_seed(0)
     qkv = torch.zeros(1, 64, 3)  # all weights of a row alike, all values one: the result is the share that was kept
     qkv[:, :, 2] = 1
-    rows = torch.stack([model_module._Attention.apply(qkv, 1, 0.25)[0, :, 0] for _ in range(400)])
+    rows = torch.stack([cpu_ops.Attention.apply(qkv, 1, 0.25)[0, :, 0] for _ in range(400)])
     assert rows.mean() == pytest.approx(1, abs=0.01)
     assert (rows[:, 0] == 0).float().mean() == pytest.approx(0.25, abs=0.07)
 

@@ -1,0 +1,276 @@
+"""What training on CPUs takes its time for: products, GELU, layer norm and attention, with ways back of their own.
+
+Each gives what torch's gives, but for rounding, and is faster where `is_much` says so (docs/performance.md); elsewhere
+model.py calls torch.
+
+    B batch · T positions · C width · H heads · D head size (C / H) · N rows
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import platform
+import warnings
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+QUERIES_AT_ONCE = 256
+"""Attention on a CPU takes so many positions of one head at a time: their scores then stay in a core's cache."""
+
+ONEDNN = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
+"""x @ weight.T + bias by oneDNN, where torch has it; its BLAS reaches half of that speed in float32 on AMD's cores."""
+
+PRECISIONS = {torch.float32}
+"""In which oneDNN has products on this CPU: for bfloat16 it has no other way than the hardware's."""
+if getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)():
+    PRECISIONS.add(torch.bfloat16)
+
+LEAST_ROWS = 32
+"""With fewer rows than this a product is bound by memory, and torch's own call is as good."""
+
+
+def _processor() -> str:
+    try:
+        return Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return platform.processor()
+
+
+MKL_IS_SLOW = "AuthenticAMD" in _processor()
+"""On AMD's cores products in float32 and long attention take torch, which has MKL for them, up to twice as long as what
+is built on oneDNN here; on Intel's torch is as fast or faster (docs/performance.md)."""
+
+AMX = bool(torch.cpu.get_capabilities().get("amx_bf16"))
+"""Whether the CPU multiplies tiles of bfloat16: where not, torch's attention takes up to ten times as long on its way
+back in bfloat16 as in float32."""
+
+
+def is_much(x: Tensor) -> bool:
+    """Whether (..., C) is work for what follows: products and functions for CPUs that bring their own way back."""
+    if x.device.type != "cpu" or ONEDNN is None or torch.compiler.is_compiling():
+        return False
+    return x.shape[:-1].numel() >= LEAST_ROWS and precision(x) in PRECISIONS
+
+
+def precision(x: Tensor) -> torch.dtype:
+    return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
+
+
+def product(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
+    """(n, m) @ (m, k) + (k,) -> (n, k) by oneDNN, without a gradient."""
+    return ONEDNN(a, b.t(), bias, "none", [], "")  # type: ignore[no-any-return,misc]
+
+
+def over_rows(x: Tensor, grad: Tensor) -> Tensor:
+    """(n, m) and (n, k) -> x.T @ grad: the gradient of a matrix, by whichever call is the faster one."""
+    if x.dtype != torch.float32 or not MKL_IS_SLOW:
+        return x.t() @ grad
+    if x.shape[1] <= grad.shape[1]:  # oneDNN's linear copies its first factor when it is transposed
+        return product(x.t(), grad)
+    return product(grad.t(), x).t()
+
+
+ROWS = 64
+"""Of a layer norm, for each of which there is one sum towards the gradient of its weight; as in elementwise.py."""
+
+
+def compiled(name: str, dtype: torch.dtype) -> bool:
+    """Whether there is such a function of elementwise.py. Where gradients are wanted it is compiled now, some seconds
+    once a machine; else torch serves until `compile_for_prompts` has done it."""
+    if torch.is_grad_enabled():
+        _compile(name, dtype)
+    return _compiled.get((name, dtype)) is not None
+
+
+def compile_for_prompts() -> None:
+    for name in ("gelu", "layer_norm"):
+        _compile(name, torch.float32)
+
+
+_compiled: dict[tuple[str, torch.dtype], Any] = {}
+"""C functions; None for one that does not compile here."""
+
+
+def _compile(name: str, dtype: torch.dtype) -> Any:
+    if (name, dtype) not in _compiled:
+        try:
+            from musicgpt import elementwise
+
+            _compiled[name, dtype] = elementwise.function(name, str(dtype).removeprefix("torch."))
+        except Exception as error:  # whatever a compiler meets on a machine we have not seen: there is torch
+            warnings.warn(f"the fast functions do not compile here, torch goes on alone: {error}", stacklevel=1)
+            _compiled[name, dtype] = None
+    return _compiled[name, dtype]
+
+
+@cache
+def _fork() -> Any:
+    """The function of GNU's OpenMP that runs another in all threads of torch; None where torch has another OpenMP."""
+    try:
+        return ctypes.CDLL(None).GOMP_parallel
+    except (AttributeError, OSError, TypeError):
+        return None
+
+
+def _everywhere(name: str, dtype: torch.dtype, *numbers: int | Tensor) -> None:
+    """Run a function of elementwise.py in as many threads as torch has; of tensors it gets the addresses.
+
+    In torch's own threads, where that can be: those still spin when its last function has ended, and would take the
+    cores from others.
+    """
+    function, threads = _compile(name, dtype), torch.get_num_threads()
+    job = np.array([0, *(x.data_ptr() if isinstance(x, Tensor) else x for x in numbers)], dtype=np.int64)
+    if threads == 1:
+        function.ctypes(job.ctypes.data)
+    elif (fork := _fork()) is not None:
+        fork(ctypes.c_void_p(function.address), ctypes.c_void_p(job.ctypes.data), threads, 0)
+    else:
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(function.ctypes, [job.ctypes.data] * threads))
+
+
+class Affine(torch.autograd.Function):
+    """x @ weight + bias on a CPU, in the precision of autocast."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        dtype = precision(x)
+        rows = x.flatten(0, -2).to(dtype)
+        ctx.save_for_backward(rows, weight)
+        return product(rows, weight.to(dtype), bias.to(dtype)).view(*x.shape[:-1], -1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        rows, weight = ctx.saved_tensors
+        grad = gradients[0].flatten(0, -2).to(rows.dtype)
+        to_x, to_weight, to_bias = ctx.needs_input_grad
+        return (
+            product(grad, weight.to(rows.dtype).t()).view(*gradients[0].shape[:-1], -1) if to_x else None,
+            over_rows(rows, grad) if to_weight else None,
+            grad.sum(0) if to_bias else None,
+        )
+
+
+class GELU(torch.autograd.Function):
+    """GELU in its tanh form, in one pass each way."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        x = x.contiguous()
+        ctx.save_for_backward(x)
+        y = torch.empty_like(x)
+        _everywhere("gelu", x.dtype, x.numel(), x, y)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        to_x = torch.empty_like(x)
+        _everywhere("gelu_back", x.dtype, x.numel(), x, gradients[0].to(x.dtype).contiguous(), to_x)
+        return to_x
+
+
+class LayerNorm(torch.autograd.Function):
+    """Layer norm of (..., C) float32, in the precision of autocast."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, epsilon: float) -> Tensor:
+        x, dtype, C = x.contiguous(), precision(x), x.shape[-1]
+        y, moments = x.new_empty(x.shape, dtype=dtype), x.new_empty(*x.shape[:-1], 2)
+        _everywhere("layer_norm", dtype, x.numel() // C, C, x, weight, bias, torch.tensor(epsilon), moments, y)
+        ctx.save_for_backward(x, weight, moments)
+        ctx.dtype = dtype
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, moments = ctx.saved_tensors
+        N, C = moments.shape[:-1].numel(), x.shape[-1]
+        grad, to_x = gradients[0].to(ctx.dtype).contiguous(), torch.empty_like(x)
+        sums = x.new_zeros(-(-N // ROWS), 2, C)
+        _everywhere("layer_norm_back", ctx.dtype, N, C, x, weight, moments, grad, to_x, sums)
+        to_weight, to_bias = sums.sum(0)
+        return to_x, to_weight, to_bias, None
+
+
+class Attention(torch.autograd.Function):
+    """Causal attention on a CPU, (B, T, 3 C) queries, keys and values -> (B, T, C), with dropout of weights by `p`.
+
+    Scores live for QUERIES_AT_ONCE positions of one head at a time and are worked out again on the way back, so memory
+    grows with T, and no work is done above the diagonal but in its own squares. `p` is rounded to a 256th: a byte of
+    chance for each weight costs a quarter of what torch's own draws do.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, qkv: Tensor, n_head: int, p: float) -> Tensor:
+        B, T, C = qkv.shape[0], qkv.shape[1], qkv.shape[2] // 3
+        ctx.heads = (B, T, 3, n_head, C // n_head)
+        ctx.dropped = min(255, max(1, round(256 * p))) if p else 0
+        ctx.seed = int(torch.randint(2**62, ())) if ctx.dropped else 0
+        heads = qkv.view(ctx.heads).permute(2, 0, 3, 1, 4).clone(memory_format=torch.contiguous_format)
+        heads = heads.view(3, B * n_head, T, C // n_head)
+        q, k, v = heads
+        q /= math.sqrt(C // n_head)
+        ctx.save_for_backward(heads)
+        y = qkv.new_empty(B, T, n_head, C // n_head)
+        for n, first, last, weights, kept in Attention.parts(ctx, q, k):
+            mixed = product(weights if kept is None else weights * kept, v[n, :last])
+            y[n // n_head, first:last, n % n_head] = mixed
+        return y.view(B, T, C)
+
+    @staticmethod
+    def parts(ctx: Any, q: Tensor, k: Tensor) -> Iterator[tuple[int, int, int, Tensor, Tensor | None]]:
+        """Head, first and last query, the weights of those, and which of them dropout keeps (scaled)."""
+        T = q.shape[1]
+        chance = torch.Generator().manual_seed(ctx.seed)
+        above = q.new_full((QUERIES_AT_ONCE, QUERIES_AT_ONCE), -math.inf).triu(1)
+        for n in range(len(q)):
+            for first in range(0, T, QUERIES_AT_ONCE):
+                last = min(T, first + QUERIES_AT_ONCE)
+                rows = last - first
+                scores = product(q[n, first:last], k[n, :last].t())
+                scores[:, first:] += above[:rows, :rows]
+                kept = None
+                if ctx.dropped:
+                    draws = torch.empty(-(-rows * last // 8), dtype=torch.int64).random_(
+                        -(2**63), None, generator=chance
+                    )
+                    kept = draws.view(torch.uint8)[: rows * last].view(rows, last) >= ctx.dropped
+                    kept = kept.to(q.dtype).mul_(256 / (256 - ctx.dropped))
+                yield n, first, last, torch.softmax(scores, -1), kept
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (heads,) = ctx.saved_tensors
+        q, k, v = heads
+        B, T, _, H, D = ctx.heads
+        grad = gradients[0].reshape(B, T, H, D).transpose(1, 2).to(q.dtype).contiguous().view(q.shape)
+        to_heads = q.new_empty(ctx.heads)
+        # as (D, T): a product that gives these is half as fast again as one that gives (T, D)
+        to_k, to_v = (q.new_zeros(len(q), D, T, dtype=torch.float32) for _ in range(2))
+        for n, first, last, weights, kept in Attention.parts(ctx, q, k):
+            some = grad[n, first:last]
+            to_weights = product(some, v[n, :last].t())
+            if kept is not None:
+                to_weights *= kept
+            to_scores = torch._softmax_backward_data(to_weights, weights, -1, q.dtype)  # noqa: SLF001
+            to_heads[n // H, first:last, 0, n % H] = product(to_scores, k[n, :last])
+            to_k[n, :, :last] += product(q[n, first:last].t(), to_scores)
+            to_v[n, :, :last] += product(some.t(), weights if kept is None else weights * kept)
+        to_heads[:, :, 0] /= math.sqrt(D)
+        to_heads[:, :, 1] = to_k.view(B, H, D, T).permute(0, 3, 1, 2)
+        to_heads[:, :, 2] = to_v.view(B, H, D, T).permute(0, 3, 1, 2)
+        return to_heads.view(B, T, 3 * H * D), None, None
