@@ -9,7 +9,6 @@ model.py calls torch.
 from __future__ import annotations
 
 import ctypes
-import math
 import platform
 import warnings
 from collections.abc import Iterator
@@ -23,8 +22,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-QUERIES_AT_ONCE = 256
-"""Attention on a CPU takes so many positions of one head at a time: their scores then stay in a core's cache."""
+BLOCK, SCORES_AT_ONCE = 256, 2**21
+"""Positions that attention takes at once, and scores of them for some heads."""
 
 ONEDNN = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
 """x @ weight.T + bias by oneDNN, where torch has it; its BLAS reaches half of that speed in float32 on AMD's cores."""
@@ -84,9 +83,9 @@ ROWS = 64
 
 
 def compiled(name: str, dtype: torch.dtype) -> bool:
-    """Whether there is such a function of elementwise.py. Where gradients are wanted it is compiled now, some seconds
-    once a machine; else torch serves until `compile_for_prompts` has done it."""
-    if torch.is_grad_enabled():
+    """Whether there is such a function of elementwise.py. It is compiled now, some seconds once a machine; but for who
+    waits for music (in inference mode) torch serves until `compile_for_prompts` has done it."""
+    if not torch.is_inference_mode_enabled():
         _compile(name, dtype)
     return _compiled.get((name, dtype)) is not None
 
@@ -127,6 +126,7 @@ def _everywhere(name: str, dtype: torch.dtype, *numbers: int | Tensor) -> None:
     In torch's own threads, where that can be: those still spin when its last function has ended, and would take the
     cores from others.
     """
+    assert all(x.is_contiguous() for x in numbers if isinstance(x, Tensor))
     function, threads = _compile(name, dtype), torch.get_num_threads()
     job = np.array([0, *(x.data_ptr() if isinstance(x, Tensor) else x for x in numbers)], dtype=np.int64)
     if threads == 1:
@@ -206,71 +206,82 @@ class LayerNorm(torch.autograd.Function):
 
 
 class Attention(torch.autograd.Function):
-    """Causal attention on a CPU, (B, T, 3 C) queries, keys and values -> (B, T, C), with dropout of weights by `p`.
+    """Causal attention, (B, T, 3 C) queries, keys and values -> (B, T, C), with dropout of weights by `p`.
 
-    Scores live for QUERIES_AT_ONCE positions of one head at a time and are worked out again on the way back, so memory
-    grows with T, and no work is done above the diagonal but in its own squares. `p` is rounded to a 256th: a byte of
-    chance for each weight costs a quarter of what torch's own draws do.
+    Scores live for BLOCK positions of some heads at a time, and are worked out again on the way back: memory grows with
+    T, and no work is done above the diagonal but in its own squares. On the way there a block is of queries, on the way
+    back of keys, so that what is kept of a row is its softmax's sum alone. `p` is rounded to a 256th.
+
+    Source: Dao et al. 2022, "FlashAttention: Fast and Memory-Efficient Exact Attention with IO-Awareness".
     """
 
     @staticmethod
     def forward(ctx: Any, qkv: Tensor, n_head: int, p: float) -> Tensor:
         B, T, C = qkv.shape[0], qkv.shape[1], qkv.shape[2] // 3
-        ctx.heads = (B, T, 3, n_head, C // n_head)
+        D = C // n_head
         ctx.dropped = min(255, max(1, round(256 * p))) if p else 0
-        ctx.seed = int(torch.randint(2**62, ())) if ctx.dropped else 0
-        heads = qkv.view(ctx.heads).permute(2, 0, 3, 1, 4).clone(memory_format=torch.contiguous_format)
-        heads = heads.view(3, B * n_head, T, C // n_head)
+        ctx.seed = int(torch.randint(2**31, ())) if ctx.dropped else 0
+        heads = qkv.view(B, T, 3, n_head, D).permute(2, 0, 3, 1, 4).contiguous().view(3, B * n_head, T, D)
         q, k, v = heads
-        q /= math.sqrt(C // n_head)
-        ctx.save_for_backward(heads)
-        y = qkv.new_empty(B, T, n_head, C // n_head)
-        for n, first, last, weights, kept in Attention.parts(ctx, q, k):
-            mixed = product(weights if kept is None else weights * kept, v[n, :last])
-            y[n // n_head, first:last, n % n_head] = mixed
-        return y.view(B, T, C)
-
-    @staticmethod
-    def parts(ctx: Any, q: Tensor, k: Tensor) -> Iterator[tuple[int, int, int, Tensor, Tensor | None]]:
-        """Head, first and last query, the weights of those, and which of them dropout keeps (scaled)."""
-        T = q.shape[1]
-        chance = torch.Generator().manual_seed(ctx.seed)
-        above = q.new_full((QUERIES_AT_ONCE, QUERIES_AT_ONCE), -math.inf).triu(1)
-        for n in range(len(q)):
-            for first in range(0, T, QUERIES_AT_ONCE):
-                last = min(T, first + QUERIES_AT_ONCE)
-                rows = last - first
-                scores = product(q[n, first:last], k[n, :last].t())
-                scores[:, first:] += above[:rows, :rows]
-                kept = None
-                if ctx.dropped:
-                    draws = torch.empty(-(-rows * last // 8), dtype=torch.int64).random_(
-                        -(2**63), None, generator=chance
-                    )
-                    kept = draws.view(torch.uint8)[: rows * last].view(rows, last) >= ctx.dropped
-                    kept = kept.to(q.dtype).mul_(256 / (256 - ctx.dropped))
-                yield n, first, last, torch.softmax(scores, -1), kept
+        if AMX and not p and qkv.dtype == torch.bfloat16:  # there torch's is as fast as it gets
+            parts = (part.view(B, n_head, T, D) for part in heads)
+            y, sums = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(*parts, is_causal=True)  # noqa: SLF001
+            sums = sums.contiguous().view(B * n_head, T)
+        else:
+            y, sums = torch.empty_like(q), q.new_empty(B * n_head, T, dtype=torch.float32)
+            for some, first, last in _blocks(q):
+                weights = _products(q[some, first:last], k[some, :last].transpose(1, 2))
+                size = (len(weights), last - first, last, first, T, ctx.dropped, ctx.seed + some.start, D)
+                _everywhere("attention", qkv.dtype, *size, weights, sums[some])
+                y[some, first:last] = _products(weights, v[some, :last])
+        y = y.view(B, n_head, T, D).transpose(1, 2).reshape(B, T, C)
+        ctx.save_for_backward(heads, y, sums)
+        return y  # type: ignore[no-any-return]
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        (heads,) = ctx.saved_tensors
+        heads, y, sums = ctx.saved_tensors
         q, k, v = heads
-        B, T, _, H, D = ctx.heads
-        grad = gradients[0].reshape(B, T, H, D).transpose(1, 2).to(q.dtype).contiguous().view(q.shape)
-        to_heads = q.new_empty(ctx.heads)
-        # as (D, T): a product that gives these is half as fast again as one that gives (T, D)
-        to_k, to_v = (q.new_zeros(len(q), D, T, dtype=torch.float32) for _ in range(2))
-        for n, first, last, weights, kept in Attention.parts(ctx, q, k):
-            some = grad[n, first:last]
-            to_weights = product(some, v[n, :last].t())
-            if kept is not None:
-                to_weights *= kept
-            to_scores = torch._softmax_backward_data(to_weights, weights, -1, q.dtype)  # noqa: SLF001
-            to_heads[n // H, first:last, 0, n % H] = product(to_scores, k[n, :last])
-            to_k[n, :, :last] += product(q[n, first:last].t(), to_scores)
-            to_v[n, :, :last] += product(some.t(), weights if kept is None else weights * kept)
-        to_heads[:, :, 0] /= math.sqrt(D)
-        to_heads[:, :, 1] = to_k.view(B, H, D, T).permute(0, 3, 1, 2)
-        to_heads[:, :, 2] = to_v.view(B, H, D, T).permute(0, 3, 1, 2)
-        return to_heads.view(B, T, 3 * H * D), None, None
+        (B, T, C), D = y.shape, q.shape[2]
+        H = C // D
+        grad = gradients[0].to(q.dtype).view(B, T, H, D)
+        along = torch.linalg.vecdot(grad.float(), y.view(B, T, H, D).float())
+        along = along.transpose(1, 2).contiguous().view(B * H, T)
+        grad = grad.transpose(1, 2).reshape(B * H, T, D)
+        to_q, to_k, to_v = q.new_zeros(B * H, D, T, dtype=torch.float32), torch.empty_like(k), torch.empty_like(v)
+        for some, first, last in _blocks(q):
+            weights = _products(k[some, first:last], q[some, first:].transpose(1, 2))
+            to_scores = _products(v[some, first:last], grad[some, first:].transpose(1, 2))
+            size = (len(weights), last - first, T - first, first, T, ctx.dropped, ctx.seed + some.start, D)
+            _everywhere("attention_back", q.dtype, *size, weights, to_scores, sums[some], along[some])
+            to_v[some, first:last] = _products(weights, grad[some, first:])
+            to_k[some, first:last] = _products(to_scores, q[some, first:])
+            # as (D, T): a product that gives these is half as fast again as one that gives (T, D)
+            to_q[some, :, first:] += _products(k[some, first:last].transpose(1, 2), to_scores)
+        to_heads = q.new_empty(B, T, 3, H, D)
+        for i, part in enumerate((to_q.transpose(1, 2), to_k, to_v)):
+            to_heads[:, :, i] = part.view(B, H, T, D).transpose(1, 2)
+        return to_heads.view(B, T, 3 * C), None, None
+
+
+def attends(qkv: Tensor, p: float) -> bool:
+    """Whether `Attention` is to serve: with dropout always, else for long sequences, where it is faster."""
+    T, single = qkv.shape[1], qkv.dtype == torch.float32
+    is_long = MKL_IS_SLOW and T >= BLOCK if single else T >= BLOCK // 2
+    return bool(p or is_long) and compiled("attention", qkv.dtype)
+
+
+def _blocks(q: Tensor) -> Iterator[tuple[slice, int, int]]:
+    """Some heads of (B H, T, D), first and last position of a block of theirs."""
+    heads, T, _ = q.shape
+    alone = MKL_IS_SLOW and q.dtype == torch.float32 and T >= BLOCK
+    at_once = 1 if alone else max(1, SCORES_AT_ONCE // (BLOCK * T))
+    for n in range(0, heads, at_once):
+        for first in range(0, T, BLOCK):
+            yield slice(n, min(heads, n + at_once)), first, min(T, first + BLOCK)
+
+
+def _products(a: Tensor, b: Tensor) -> Tensor:
+    """(heads, n, m) @ (heads, m, k) -> (heads, n, k); of a single head by oneDNN."""
+    return product(a[0], b[0])[None] if len(a) == 1 else torch.bmm(a, b)

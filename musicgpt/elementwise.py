@@ -22,7 +22,7 @@ AT_ONCE = 2**14
 """Numbers that a thread takes at a time."""
 
 ROWS = 64
-"""Rows of a layer norm that a thread takes at a time."""
+"""Rows that a thread takes at a time."""
 
 JOB = 16
 
@@ -126,6 +126,65 @@ def _normalise_back(x, weight, moments, grad, to_x, to_weight, to_bias):
         to_x[c] = factor * (_get(grad, c) * weight[c] - total - (x[c] - mean) * factor * along)
 
 
+@by_vectors
+def _mixed(x):
+    """Bits that look random from a count: any part of them can be made again, anywhere, in any order (the multipliers
+    are those of Wellons, "hash-prospector", lowbias32)."""
+    x = np.uint32((x ^ np.uint32(x >> np.uint32(16))) * np.uint32(0x7FEB352D))
+    x = np.uint32((x ^ np.uint32(x >> np.uint32(15))) * np.uint32(0x846CA68B))
+    return np.uint32(x ^ np.uint32(x >> np.uint32(16)))
+
+
+@by_vectors
+def _kept(seed, first, step, dropped, factors):
+    """Which weights dropout keeps, of every `step`th from the `first` of a head, and what they are multiplied with."""
+    mask, factor = _mixed(np.uint32(seed)), np.float32(256) / np.float32(256 - dropped)
+    for c in range(factors.shape[0]):
+        byte = np.uint32(_mixed(np.uint32(np.uint32(first + c * step) ^ mask)) >> np.uint32(24))
+        factors[c] = factor if byte >= dropped else np.float32(0)
+
+
+@by_vectors
+def _ordered(bits):
+    """The bits of a float as a whole number, or back: larger ones stay larger, so that the largest is found by vectors,
+    which NaN forbids for floats."""
+    return np.int32(bits ^ (np.int32(bits >> np.int32(31)) & np.int32(0x7FFFFFFF)))
+
+
+@by_vectors
+def _softmax(scores, scale, row):
+    """In place -> the logarithm of the sum; `row` is as long as `scores`."""
+    bits, most = row.view(np.int32), np.int32(-(2**31))
+    for c in range(row.shape[0]):
+        row[c] = _get(scores, c) * scale
+    for c in range(row.shape[0]):
+        most = max(most, _ordered(bits[c]))
+    largest = np.int32(_ordered(most)).view(np.float32)
+    total = np.float32(0)
+    for c in range(row.shape[0]):
+        row[c] = exp(row[c] - largest)
+        total += row[c]
+    factor = np.float32(1) / total
+    for c in range(row.shape[0]):
+        _put(scores, c, row[c] * factor)
+    return largest + np.log(total)
+
+
+@by_vectors
+def _softmax_back(scores, to_weights, scale, sums, along):
+    """In place: scores -> weights; gradients of weights -> of scores."""
+    for c in range(scores.shape[0]):
+        weight = exp(min(_get(scores, c) * scale - sums[c], np.float32(87)))
+        _put(scores, c, weight)
+        _put(to_weights, c, weight * (_get(to_weights, c) - along[c]) * scale)
+
+
+@by_vectors
+def _multiplied(x, factors):
+    for c in range(x.shape[0]):
+        _put(x, c, _get(x, c) * factors[c])
+
+
 def _of(kind: Any) -> dict[str, Callable[..., Any]]:
     """The functions for numbers of a kind."""
 
@@ -175,7 +234,46 @@ def _of(kind: Any) -> dict[str, Callable[..., Any]]:
             for n in range(begin, min(N, begin + ROWS)):
                 _normalise_back(x[n], weight, moments[n], grad[n], to_x[n], own[0], own[1])
 
-    return {each.__name__: each for each in (gelu, gelu_back, layer_norm, layer_norm_back)}
+    def attention(job):
+        job = numba.carray(job, (JOB,), np.int64)
+        heads, queries, keys, first, T, dropped, seed = job[1], job[2], job[3], job[4], job[5], job[6], job[7]
+        scale = np.float32(1) / np.sqrt(np.float32(job[8]))
+        scores = numba.carray(_pointer(job[9], kind), (heads * queries, keys))
+        sums = numba.carray(_pointer(job[10], np.float32), (heads, T))
+        row, factors = np.empty(keys, np.float32), np.empty(keys, np.float32)
+        for begin in _pieces(job, ROWS, heads * queries):
+            for n in range(begin, min(heads * queries, begin + ROWS)):
+                head, query = n // queries, first + n % queries
+                seen, unseen = scores[n, : query + 1], scores[n, query + 1 :]
+                sums[head, query] = _softmax(seen, scale, row[: query + 1])
+                unseen[:] = 0
+                if dropped:
+                    _kept(seed + head, query * T, 1, dropped, factors[: query + 1])
+                    _multiplied(seen, factors)
+
+    def attention_back(job):
+        job = numba.carray(job, (JOB,), np.int64)
+        heads, keys, queries, first, T, dropped, seed = job[1], job[2], job[3], job[4], job[5], job[6], job[7]
+        scale = np.float32(1) / np.sqrt(np.float32(job[8]))
+        scores = numba.carray(_pointer(job[9], kind), (heads * keys, queries))
+        to_weights = numba.carray(_pointer(job[10], kind), (heads * keys, queries))
+        sums = numba.carray(_pointer(job[11], np.float32), (heads, T))
+        along = numba.carray(_pointer(job[12], np.float32), (heads, T))
+        factors = np.empty(queries, np.float32)
+        for begin in _pieces(job, ROWS, heads * keys):
+            for n in range(begin, min(heads * keys, begin + ROWS)):
+                head, key = n // keys, n % keys
+                scores[n, :key], to_weights[n, :key] = 0, 0
+                seeing, to_seeing, query = scores[n, key:], to_weights[n, key:], first + key
+                if dropped:
+                    _kept(seed + head, query * T + query, T, dropped, factors[: len(seeing)])
+                    _multiplied(to_seeing, factors)
+                _softmax_back(seeing, to_seeing, scale, sums[head, query:], along[head, query:])
+                if dropped:
+                    _multiplied(seeing, factors)
+
+    functions = gelu, gelu_back, layer_norm, layer_norm_back, attention, attention_back
+    return {each.__name__: each for each in functions}
 
 
 @cache

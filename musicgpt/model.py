@@ -139,8 +139,7 @@ class Conv1D(nn.Module):
 class CausalSelfAttention(nn.Module):
     """Every position looks at itself and those before it.
 
-    On CPUs all sequences with `attn_pdrop` in training go through `cpu_ops.Attention`, and where MKL is slow long
-    ones; the rest through torch.
+    On CPUs `cpu_ops.Attention` serves where it is faster, and all that have dropout of weights; else torch.
     """
 
     def __init__(self, config: GPTConfig) -> None:
@@ -155,7 +154,7 @@ class CausalSelfAttention(nn.Module):
         B, T, C = x.shape
         qkv = self.c_attn(x)  # (B, T, 3 C)
         p = self.attn_pdrop if self.training else 0.0
-        if past is None and cpu_ops.is_much(x) and (p or (cpu_ops.MKL_IS_SLOW and T >= cpu_ops.QUERIES_AT_ONCE)):
+        if past is None and cpu_ops.is_much(x) and cpu_ops.attends(qkv, p):
             y = cpu_ops.Attention.apply(qkv, self.n_head, p)  # type: ignore[no-untyped-call]
             return self.resid_dropout(self.c_proj(y))  # type: ignore[no-any-return]
         q, k, v = (
@@ -171,9 +170,8 @@ class CausalSelfAttention(nn.Module):
             q = q.to(k.dtype)  # under autocast the cache may be of another precision than the projection
             if start > 0 and T > 1:  # is_causal would align the triangle to the top left
                 mask = torch.ones(T, start + T, dtype=torch.bool, device=x.device).tril(start)
-        slow = T <= cpu_ops.QUERIES_AT_ONCE or not cpu_ops.AMX  # torch's way back in bfloat16
-        if slow and q.dtype == torch.bfloat16 and q.device.type == "cpu" and past is None:
-            q, k, v = q.float(), k.float(), v.float()
+        if q.dtype == torch.bfloat16 and q.device.type == "cpu" and past is None:
+            q, k, v = q.float(), k.float(), v.float()  # torch's way back is slow in bfloat16
         with torch.autocast("cpu", enabled=False):
             y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=start == 0 and T > 1, dropout_p=p)
         y = y.transpose(1, 2).reshape(B, T, C).to(qkv.dtype)
