@@ -138,6 +138,9 @@ class CpuEngine(TorchEngine):
             self._kernels = kernels
             cpu_ops.compile_for_prompts()
 
+    def cache(self, rows: int) -> KVCache:
+        return KVCache(self.config, rows, device=self.device, dtype=_cached(self._weights))
+
     def prefill(self, ids: Sequence[int], cache: KVCache) -> Any:
         if self._kernels is None or (len(ids) > SHORT and self._weights.head.weight.dtype == np.float32):
             return super().prefill(ids, cache)
@@ -167,6 +170,11 @@ class CpuEngine(TorchEngine):
         if any(len(mask) != V for mask in masks):  # what is read beyond is not ours
             raise ValueError(f"a mask of {len(masks[0])} ids does not fit logits of {V}")
         return [_choose(kernels, *each, config) for each in zip(rows, masks, uniform, strict=True)]
+
+
+def _cached(weights: Weights) -> torch.dtype:
+    """Of keys and values: with int8 weights, at 1,000 positions, float32 would be as much to read as all of those."""
+    return torch.bfloat16 if weights.head.weight.dtype == np.int8 else torch.float32
 
 
 def _choose(kernels: ModuleType, logits: Any, allowed: Any, uniform: float, config: SamplingConfig) -> int:
@@ -207,7 +215,7 @@ class _Team:
         _, _, rows, H, _, D = data.shape
         # the cache is written by its address
         fits = data.shape == (layers, 2, B, H, P, D) and H * D == C and cache.length + T <= P and 1 <= kept <= T
-        if not fits or data.dtype != torch.float32 or data.device.type != "cpu" or not data.is_contiguous():
+        if not fits or data.dtype != _cached(self._weights) or data.device.type != "cpu" or not data.is_contiguous():
             raise ValueError(f"{B} rows of {T} ids do not fit a cache of {rows} rows with {cache.length} of {P} filled")
         flat = np.asarray(ids, dtype=np.int64).reshape(-1)
         if flat.min() < 0 or flat.max() >= self._room.logits.shape[1]:  # what is read beyond is not ours

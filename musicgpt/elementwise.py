@@ -2,7 +2,7 @@
 
 C functions of one argument, the address of a job: a counter and what cpu_ops.py passes. They are run by all threads at
 once, each of which draws the next piece from the counter until there is none, so that what is computed does not depend
-on how many there are. Numbers are float32, or bfloat16 as the upper half of one.
+on how many there are.
 """
 
 from __future__ import annotations
@@ -14,9 +14,8 @@ from typing import Any
 import numba
 import numpy as np
 from numba import types
-from numba.extending import intrinsic, overload
 
-from musicgpt.kernels import by_vectors, exp, raised
+from musicgpt.kernels import by_vectors, exp, get, pointer, put, raised
 
 AT_ONCE = 2**14
 """Numbers that a thread takes at a time."""
@@ -28,44 +27,6 @@ JOB = 16
 
 LINEAR, CUBIC = np.float32(1.5957691216057308), np.float32(0.07135481627159508)
 """Of u = x (LINEAR + CUBIC x^2), of which GELU's tanh form is x sigmoid(u): 2 sqrt(2 / pi), and 0.044715 times that."""
-
-
-@intrinsic
-def _pointer(typing_context, address, kind):
-    """An address as a pointer to numbers of a kind."""
-
-    def codegen(context, builder, signature, arguments):
-        return builder.inttoptr(arguments[0], context.get_value_type(signature.return_type))
-
-    return types.CPointer(kind.dtype)(types.int64, kind), codegen
-
-
-def _get(array: Any, i: int) -> Any:
-    """array[i] as a float32."""
-
-
-def _put(array: Any, i: int, value: Any) -> None:
-    """array[i] = value, rounded to the nearest."""
-
-
-@overload(_get, inline="always")
-def _(array, i):
-    if array.dtype == types.float32:
-        return lambda array, i: array[i]
-    return lambda array, i: np.uint32(np.uint32(array[i]) << np.uint32(16)).view(np.float32)
-
-
-@overload(_put, inline="always")
-def _(array, i, value):
-    def single(array, i, value):
-        array[i] = value
-
-    def half(array, i, value):
-        bits = np.float32(value).view(np.uint32)
-        odd = np.uint32(np.uint32(bits >> np.uint32(16)) & np.uint32(1))
-        array[i] = np.uint16(np.uint32(bits + np.uint32(0x7FFF) + odd) >> np.uint32(16))
-
-    return single if array.dtype == types.float32 else half
 
 
 @numba.njit
@@ -80,19 +41,19 @@ def _pieces(job, size, n):
 @by_vectors
 def _gelu(x, y):
     for i in range(x.shape[0]):
-        v = _get(x, i)
+        v = get(x, i)
         u = v * (LINEAR + CUBIC * v * v)
-        _put(y, i, v / (np.float32(1) + exp(min(-u, np.float32(87)))))
+        put(y, i, v / (np.float32(1) + exp(min(-u, np.float32(87)))))
 
 
 @by_vectors
 def _gelu_back(x, grad, to_x):
     for i in range(x.shape[0]):
-        v = _get(x, i)
+        v = get(x, i)
         u = v * (LINEAR + CUBIC * v * v)
         gate = np.float32(1) / (np.float32(1) + exp(min(-u, np.float32(87))))
         rise = v * (LINEAR + np.float32(3) * CUBIC * v * v)
-        _put(to_x, i, _get(grad, i) * gate * (np.float32(1) + rise * (np.float32(1) - gate)))
+        put(to_x, i, get(grad, i) * gate * (np.float32(1) + rise * (np.float32(1) - gate)))
 
 
 @by_vectors
@@ -107,7 +68,7 @@ def _normalise(x, weight, bias, epsilon, moments, y):
         squares += (x[c] - mean) * (x[c] - mean)
     factor = np.float32(1) / np.sqrt(squares / size + epsilon)
     for c in range(x.shape[0]):
-        _put(y, c, (x[c] - mean) * factor * weight[c] + bias[c])
+        put(y, c, (x[c] - mean) * factor * weight[c] + bias[c])
     moments[0], moments[1] = mean, factor
 
 
@@ -116,14 +77,14 @@ def _normalise_back(x, weight, moments, grad, to_x, to_weight, to_bias):
     size, mean, factor = np.float32(x.shape[0]), moments[0], moments[1]
     total = along = np.float32(0)
     for c in range(x.shape[0]):
-        g, normed = _get(grad, c), (x[c] - mean) * factor
+        g, normed = get(grad, c), (x[c] - mean) * factor
         to_weight[c] += g * normed
         to_bias[c] += g
         total += g * weight[c]
         along += g * weight[c] * normed
     total, along = total / size, along / size
     for c in range(x.shape[0]):
-        to_x[c] = factor * (_get(grad, c) * weight[c] - total - (x[c] - mean) * factor * along)
+        to_x[c] = factor * (get(grad, c) * weight[c] - total - (x[c] - mean) * factor * along)
 
 
 @by_vectors
@@ -156,7 +117,7 @@ def _softmax(scores, scale, row):
     """In place -> the logarithm of the sum; `row` is as long as `scores`."""
     bits, most = row.view(np.int32), np.int32(-(2**31))
     for c in range(row.shape[0]):
-        row[c] = _get(scores, c) * scale
+        row[c] = get(scores, c) * scale
     for c in range(row.shape[0]):
         most = max(most, _ordered(bits[c]))
     largest = np.int32(_ordered(most)).view(np.float32)
@@ -166,7 +127,7 @@ def _softmax(scores, scale, row):
         total += row[c]
     factor = np.float32(1) / total
     for c in range(row.shape[0]):
-        _put(scores, c, row[c] * factor)
+        put(scores, c, row[c] * factor)
     return largest + np.log(total)
 
 
@@ -174,15 +135,15 @@ def _softmax(scores, scale, row):
 def _softmax_back(scores, to_weights, scale, sums, along):
     """In place: scores -> weights; gradients of weights -> of scores."""
     for c in range(scores.shape[0]):
-        weight = exp(min(_get(scores, c) * scale - sums[c], np.float32(87)))
-        _put(scores, c, weight)
-        _put(to_weights, c, weight * (_get(to_weights, c) - along[c]) * scale)
+        weight = exp(min(get(scores, c) * scale - sums[c], np.float32(87)))
+        put(scores, c, weight)
+        put(to_weights, c, weight * (get(to_weights, c) - along[c]) * scale)
 
 
 @by_vectors
 def _multiplied(x, factors):
     for c in range(x.shape[0]):
-        _put(x, c, _get(x, c) * factors[c])
+        put(x, c, get(x, c) * factors[c])
 
 
 def _of(kind: Any) -> dict[str, Callable[..., Any]]:
@@ -191,15 +152,15 @@ def _of(kind: Any) -> dict[str, Callable[..., Any]]:
     def gelu(job):
         job = numba.carray(job, (JOB,), np.int64)
         n = job[1]
-        x, y = numba.carray(_pointer(job[2], kind), (n,)), numba.carray(_pointer(job[3], kind), (n,))
+        x, y = numba.carray(pointer(job[2], kind), (n,)), numba.carray(pointer(job[3], kind), (n,))
         for begin in _pieces(job, AT_ONCE, n):
             _gelu(x[begin : begin + AT_ONCE], y[begin : begin + AT_ONCE])
 
     def gelu_back(job):
         job = numba.carray(job, (JOB,), np.int64)
         n = job[1]
-        x, grad = numba.carray(_pointer(job[2], kind), (n,)), numba.carray(_pointer(job[3], kind), (n,))
-        to_x = numba.carray(_pointer(job[4], kind), (n,))
+        x, grad = numba.carray(pointer(job[2], kind), (n,)), numba.carray(pointer(job[3], kind), (n,))
+        to_x = numba.carray(pointer(job[4], kind), (n,))
         for begin in _pieces(job, AT_ONCE, n):
             end = begin + AT_ONCE
             _gelu_back(x[begin:end], grad[begin:end], to_x[begin:end])
@@ -207,14 +168,14 @@ def _of(kind: Any) -> dict[str, Callable[..., Any]]:
     def layer_norm(job):
         job = numba.carray(job, (JOB,), np.int64)
         N, C = job[1], job[2]
-        x = numba.carray(_pointer(job[3], np.float32), (N, C))
+        x = numba.carray(pointer(job[3], np.float32), (N, C))
         weight, bias = (
-            numba.carray(_pointer(job[4], np.float32), (C,)),
-            numba.carray(_pointer(job[5], np.float32), (C,)),
+            numba.carray(pointer(job[4], np.float32), (C,)),
+            numba.carray(pointer(job[5], np.float32), (C,)),
         )
-        epsilon = numba.carray(_pointer(job[6], np.float32), (1,))[0]
-        moments = numba.carray(_pointer(job[7], np.float32), (N, 2))
-        y = numba.carray(_pointer(job[8], kind), (N, C))
+        epsilon = numba.carray(pointer(job[6], np.float32), (1,))[0]
+        moments = numba.carray(pointer(job[7], np.float32), (N, 2))
+        y = numba.carray(pointer(job[8], kind), (N, C))
         for begin in _pieces(job, ROWS, N):
             for n in range(begin, min(N, begin + ROWS)):
                 _normalise(x[n], weight, bias, epsilon, moments[n], y[n])
@@ -222,13 +183,13 @@ def _of(kind: Any) -> dict[str, Callable[..., Any]]:
     def layer_norm_back(job):
         job = numba.carray(job, (JOB,), np.int64)
         N, C = job[1], job[2]
-        x = numba.carray(_pointer(job[3], np.float32), (N, C))
+        x = numba.carray(pointer(job[3], np.float32), (N, C))
         weight, moments = (
-            numba.carray(_pointer(job[4], np.float32), (C,)),
-            numba.carray(_pointer(job[5], np.float32), (N, 2)),
+            numba.carray(pointer(job[4], np.float32), (C,)),
+            numba.carray(pointer(job[5], np.float32), (N, 2)),
         )
-        grad, to_x = numba.carray(_pointer(job[6], kind), (N, C)), numba.carray(_pointer(job[7], np.float32), (N, C))
-        sums = numba.carray(_pointer(job[8], np.float32), ((N + ROWS - 1) // ROWS, 2, C))
+        grad, to_x = numba.carray(pointer(job[6], kind), (N, C)), numba.carray(pointer(job[7], np.float32), (N, C))
+        sums = numba.carray(pointer(job[8], np.float32), ((N + ROWS - 1) // ROWS, 2, C))
         for begin in _pieces(job, ROWS, N):
             own = sums[begin // ROWS]
             for n in range(begin, min(N, begin + ROWS)):
@@ -238,8 +199,8 @@ def _of(kind: Any) -> dict[str, Callable[..., Any]]:
         job = numba.carray(job, (JOB,), np.int64)
         heads, queries, keys, first, T, dropped, seed = job[1], job[2], job[3], job[4], job[5], job[6], job[7]
         scale = np.float32(1) / np.sqrt(np.float32(job[8]))
-        scores = numba.carray(_pointer(job[9], kind), (heads * queries, keys))
-        sums = numba.carray(_pointer(job[10], np.float32), (heads, T))
+        scores = numba.carray(pointer(job[9], kind), (heads * queries, keys))
+        sums = numba.carray(pointer(job[10], np.float32), (heads, T))
         row, factors = np.empty(keys, np.float32), np.empty(keys, np.float32)
         for begin in _pieces(job, ROWS, heads * queries):
             for n in range(begin, min(heads * queries, begin + ROWS)):
@@ -255,10 +216,10 @@ def _of(kind: Any) -> dict[str, Callable[..., Any]]:
         job = numba.carray(job, (JOB,), np.int64)
         heads, keys, queries, first, T, dropped, seed = job[1], job[2], job[3], job[4], job[5], job[6], job[7]
         scale = np.float32(1) / np.sqrt(np.float32(job[8]))
-        scores = numba.carray(_pointer(job[9], kind), (heads * keys, queries))
-        to_weights = numba.carray(_pointer(job[10], kind), (heads * keys, queries))
-        sums = numba.carray(_pointer(job[11], np.float32), (heads, T))
-        along = numba.carray(_pointer(job[12], np.float32), (heads, T))
+        scores = numba.carray(pointer(job[9], kind), (heads * keys, queries))
+        to_weights = numba.carray(pointer(job[10], kind), (heads * keys, queries))
+        sums = numba.carray(pointer(job[11], np.float32), (heads, T))
+        along = numba.carray(pointer(job[12], np.float32), (heads, T))
         factors = np.empty(queries, np.float32)
         for begin in _pieces(job, ROWS, heads * keys):
             for n in range(begin, min(heads * keys, begin + ROWS)):

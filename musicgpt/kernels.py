@@ -29,7 +29,7 @@ import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
-from numba.extending import intrinsic
+from numba.extending import intrinsic, overload
 
 LANES, STEP = 16, 64
 """Numbers that a product takes at once, whatever the registers of the CPU hold, and in one turn of its loop: the width
@@ -115,13 +115,52 @@ def _offer_core(typing_context):
 
 
 @intrinsic
-def _at(typing_context, address):
-    """An address as a pointer to float32."""
+def pointer(typing_context, address, kind):
+    """An address as a pointer to numbers of a kind."""
 
     def codegen(context, builder, signature, arguments):
         return builder.inttoptr(arguments[0], context.get_value_type(signature.return_type))
 
-    return types.CPointer(types.float32)(types.int64), codegen
+    return types.CPointer(kind.dtype)(types.int64, kind), codegen
+
+
+def get(array: Any, i: Any) -> Any:
+    """array[i] as a float32, of float32 or of bfloat16, which is the upper half of one."""
+
+
+def put(array: Any, i: Any, value: Any) -> None:
+    """array[i] = value, rounded to the nearest."""
+
+
+@overload(get, inline="always")
+def _(array, i):
+    if array.dtype == types.float32:
+        return lambda array, i: array[i]
+    return lambda array, i: np.uint32(np.uint32(array[i]) << np.uint32(16)).view(np.float32)
+
+
+@overload(put, inline="always")
+def _(array, i, value):
+    def single(array, i, value):
+        array[i] = value
+
+    def half(array, i, value):
+        bits = np.float32(value).view(np.uint32)
+        odd = np.uint32(np.uint32(bits >> np.uint32(16)) & np.uint32(1))
+        array[i] = np.uint16(np.uint32(bits + np.uint32(0x7FFF) + odd) >> np.uint32(16))
+
+    return single if array.dtype == types.float32 else half
+
+
+def _cache(weight: Any, address: int, shape: tuple[int, ...]) -> Any:
+    """The cache at an address: bfloat16 with int8 weights, beside which float32 would be most of what is read."""
+
+
+@overload(_cache)
+def _(weight, address, shape):
+    if weight.dtype == types.float32:
+        return lambda weight, address, shape: numba.carray(pointer(address, np.float32), shape)
+    return lambda weight, address, shape: numba.carray(pointer(address, np.uint16), shape)
 
 
 def _of_pairs(builder: Any, a: Any, b: Any) -> Any:
@@ -161,6 +200,7 @@ def _tile_of(rows: int) -> Any:
             size = builder.extract_value(matrix.shape, 1)
             number, address, real = ir.IntType(32), ir.IntType(8).as_pointer(), ir.FloatType()
             at_once = 2 * LANES if whole else LANES
+            step = at_once if whole else STEP
             wide = ir.VectorType(number if whole else real, at_once)
             prefetch = cgutils.get_or_insert_function(
                 builder.module, ir.FunctionType(ir.VoidType(), [address, number, number, number]), "llvm.prefetch.p0"
@@ -193,13 +233,13 @@ def _tile_of(rows: int) -> Any:
             in_tile = builder.mul(size, constant(OUTPUTS))
             more_tiles = builder.udiv(constant(AHEAD // (w.dtype.bitwidth // 8) - 1), in_tile)
             distance = builder.mul(in_tile, builder.add(more_tiles, constant(1)))
-            with cgutils.for_range_slice(builder, constant(0), size, constant(STEP), intp=size.type) as (k, _):
+            with cgutils.for_range_slice(builder, constant(0), size, constant(step), intp=size.type) as (k, _):
                 for pointer in w_rows:  # what a later tile needs: rows are too short for the CPU to see it coming
                     ahead = builder.gep(pointer, [builder.add(k, distance)])
-                    for line in range(0, STEP, 64 if whole else 16):
+                    for line in range(0, step, 64 if whole else 16):
                         place = builder.bitcast(builder.gep(ahead, [constant(line)]), address)
                         builder.call(prefetch, [place, number(0), number(3), number(1)])
-                for at in range(0, STEP, at_once):
+                for at in range(0, step, at_once):
                     here = builder.add(k, constant(at))
                     xs = [load(pointer, here, x) for pointer in x_rows]
                     for i, pointer in enumerate(w_rows):
@@ -346,7 +386,7 @@ def _attend(q, keys, values, n, scores, y):
     for t in range(n):
         score = np.float32(0)
         for d in range(D):
-            score += q[d] * keys[t, d]
+            score += q[d] * get(keys, (t, d))
         scores[t] = score * scale
         most = max(most, scores[t])
     total = np.float32(0)
@@ -358,7 +398,7 @@ def _attend(q, keys, values, n, scores, y):
     for t in range(n):
         share = scores[t] / total
         for d in range(D):
-            y[d] += share * values[t, d]
+            y[d] += share * get(values, (t, d))
 
 
 @_as_written
@@ -369,7 +409,7 @@ def _step(rank, size, sync, job, weights, room):
     N, C = B * T, weights.wpe.shape[1]
     D = C // H
     layers = weights.ln_1.shape[0]
-    cache = numba.carray(_at(address), (layers, 2, B, H, P, D))
+    cache = _cache(weights.attn.weight, address, (layers, 2, B, H, P, D))
     x, normed, scores = room.x, room.normed[rank], room.scores[rank]
     taken, units = room.taken[rank], room.units[rank]
     for i in range(N * rank // size, N * (rank + 1) // size):
@@ -388,8 +428,8 @@ def _step(rank, size, sync, job, weights, room):
             keys, values = cache[layer, 0, b, h], cache[layer, 1, b, h]
             for t in range(T):
                 for d in range(D):
-                    keys[start + t, d] = room.qkv[b * T + t, C + h * D + d]
-                    values[start + t, d] = room.qkv[b * T + t, 2 * C + h * D + d]
+                    put(keys, (start + t, d), room.qkv[b * T + t, C + h * D + d])
+                    put(values, (start + t, d), room.qkv[b * T + t, 2 * C + h * D + d])
             for t in range(T):
                 q, y = room.qkv[b * T + t, h * D : (h + 1) * D], room.y[b * T + t, h * D : (h + 1) * D]
                 _attend(q, keys, values, start + t + 1, scores, y)

@@ -167,7 +167,8 @@ class CausalSelfAttention(nn.Module):
             keys[:, :, start : start + T] = k.detach()
             values[:, :, start : start + T] = v.detach()
             k, v = keys[:, :, : start + T], values[:, :, : start + T]
-            q = q.to(k.dtype)  # under autocast the cache may be of another precision than the projection
+            # of another precision the cache is under autocast, and with int8 weights
+            q, k, v = (part.to(torch.promote_types(q.dtype, k.dtype)) for part in (q, k, v))
             if start > 0 and T > 1:  # is_causal would align the triangle to the top left
                 mask = torch.ones(T, start + T, dtype=torch.bool, device=x.device).tril(start)
         if q.dtype == torch.bfloat16 and q.device.type == "cpu" and past is None:

@@ -28,9 +28,10 @@ from musicgpt.model import GPT, GPTConfig, KVCache
 from musicgpt.sampling import SamplingConfig
 
 CONFIG = GPTConfig(vocab_size=301, n_positions=96, n_embd=128, n_layer=3, n_head=4)
-TOLERANCE = {"float32": 2e-4, "int8": 2e-3}
+TOLERANCE = {"float32": 2e-4, "int8": 1e-2}
 """Of a logit; their standard deviation is above 1. Both add the same numbers in float32, in another order; with int8
-weights torch takes inputs as they are, the engine as whole numbers."""
+weights torch takes inputs as they are, the engine as whole numbers, and what they cache is then now and then rounded to
+the other side."""
 
 
 def made(kind: str) -> GPT:
@@ -49,11 +50,19 @@ def engine(request: pytest.FixtureRequest) -> CpuEngine:
     return engine
 
 
+class ByTorch(TorchEngine):
+    """An engine's model by torch, its keys and values in the precision of the engine."""
+
+    def __init__(self, engine: CpuEngine) -> None:
+        super().__init__(engine.model)
+        self.cache = engine.cache  # type: ignore[method-assign]
+
+
 def read(engine: TorchEngine, ids: list[int], sizes: list[int]) -> np.ndarray:
     """(T, V) logits of all ids, read in parts of these sizes."""
     cache, parts, at = engine.cache(1), [], 0
     for size in sizes:
-        parts.append(np.array(engine.extend([ids[at : at + size]], cache, size)[0]))
+        parts.append(torch.as_tensor(engine.extend([ids[at : at + size]], cache, size))[0].numpy())
         at += size
     return np.concatenate(parts)
 
@@ -69,7 +78,7 @@ def ids_of(n: int, seed: int = 0) -> list[int]:
 def test_the_logits_are_those_of_torch(engine: CpuEngine) -> None:
     ids = ids_of(96)
     with torch.inference_mode():
-        expected = engine.model(torch.tensor([ids]))[0].numpy()
+        expected = read(ByTorch(engine), ids, [96])
     assert expected.std() > 1
     assert np.abs(read(engine, ids, [1] * 96) - expected).max() < TOLERANCE[kind_of(engine)]
 
@@ -106,7 +115,7 @@ def test_it_goes_on_from_a_long_prompt(engine: CpuEngine) -> None:
     engine.prefill(ids[:80], cache)
     assert SHORT < 80
     with torch.inference_mode():
-        expected = engine.model(torch.tensor([ids]))[0, 80:].numpy()
+        expected = read(ByTorch(engine), ids, [90])[80:]
     assert np.abs(np.array(engine.extend([ids[80:]], cache, 10)[0]) - expected).max() < TOLERANCE[kind_of(engine)]
 
 
@@ -146,7 +155,7 @@ def sequences(engine: TorchEngine, prompt: list[int], drafts: Drafts | None = No
 
 
 def test_the_ids_are_those_of_torch(engine: CpuEngine) -> None:
-    assert sequences(engine, [1, 2, 3]) == sequences(TorchEngine(engine.model), [1, 2, 3])
+    assert sequences(engine, [1, 2, 3]) == sequences(ByTorch(engine), [1, 2, 3])
 
 
 def test_a_row_does_not_depend_on_how_many_there_are(engine: CpuEngine) -> None:
@@ -222,10 +231,21 @@ def test_whole_inputs_cost_little_beside_whole_weights(factor: int) -> None:
     ids = ids_of(96)
     with torch.inference_mode():
         whole = model(torch.tensor([ids]))[0].numpy()
-        rounded = to_int8(model)(torch.tensor([ids]))[0].numpy()
-    engine = CpuEngine(model)
-    assert engine.ready()
-    assert (read(engine, ids, [96]) - rounded).std() < 0.1 * (rounded - whole).std()
+        engine = CpuEngine(to_int8(model))
+        rounded = read(ByTorch(engine), ids, [96])
+        assert engine.ready()
+        assert (read(engine, ids, [96]) - rounded).std() < 0.1 * (rounded - whole).std()
+
+
+def test_keys_and_values_in_bfloat16_cost_little_beside_whole_weights(engine: CpuEngine) -> None:
+    if kind_of(engine) == "float32":
+        assert engine.cache(1).data.dtype == torch.float32
+        return
+    ids = ids_of(96)
+    with torch.inference_mode():
+        whole, rounded = (model(torch.tensor([ids]))[0].numpy() for model in (made("float32"), engine.model))
+        cached = read(ByTorch(engine), ids, [96])
+    assert 0 < (cached - rounded).std() < 0.2 * (rounded - whole).std()
 
 
 def test_model_and_engine_have_the_same_weights() -> None:
@@ -259,7 +279,10 @@ def test_ids_and_positions_that_there_are_not_are_refused(engine: CpuEngine) -> 
     others = (
         dataclasses.replace(CONFIG, **changes) for changes in ({"n_positions": 97}, {"n_layer": 4}, {"n_embd": 64})
     )
-    for cache in (*(KVCache(config, 1) for config in others), KVCache(CONFIG, 1, dtype=torch.bfloat16)):
+    for cache in (
+        *(KVCache(config, 1, dtype=engine.cache(1).data.dtype) for config in others),
+        KVCache(CONFIG, 1, dtype=torch.float16),
+    ):
         with pytest.raises(ValueError, match="do not fit"):
             engine.extend([[1]], cache)
     with pytest.raises(ValueError, match="a mask of 300 ids"):
@@ -297,9 +320,9 @@ def test_samples_whose_windows_part_are_those_of_torch(engine: CpuEngine) -> Non
     def window(ids: Sequence[int], first: int) -> tuple[int, list[int]]:
         return next((i for i in range(first, len(ids)) if ids[i] % 5 == 0), first), []
 
-    plain = sequences(TorchEngine(engine.model), [1, 2, 3], num_samples=3, window=window)
     rows = sequences(engine, [1, 2, 3], num_samples=3, window=window)
-    assert rows == plain
+    if kind_of(engine) == "float32":  # with int8 weights rounding decides now and then
+        assert rows == sequences(ByTorch(engine), [1, 2, 3], num_samples=3, window=window)
     assert rows[0] == sequences(engine, [1, 2, 3], window=window)[0]
 
 
