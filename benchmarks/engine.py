@@ -103,6 +103,7 @@ def along(engine: CpuEngine, tokenizer: MidiTokenizer | None, prompt: list[int])
 def drafting(checkpoint: Path, songs: Path, weights: str, rounds: int, new: int = 256) -> dict[str, list[float]]:
     """Ids a second in each of WAYS, song by song in turn, all the same ids; and the share of guesses that came true."""
     model = musicgpt.load(checkpoint, weights=weights)
+    model.engine.ready()
     found: dict[str, list[float]] = {**{way: [] for way in WAYS}, "right": [], "tried": []}
     for seed, path in enumerate(islice(sorted(find_files(songs)), rounds)):
         (document, *_), _ = model.tokenizer.read(path)

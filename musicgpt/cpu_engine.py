@@ -25,9 +25,11 @@ from musicgpt.model import GPT, Conv1D, KVCache
 from musicgpt.sampling import SamplingConfig
 
 WIDTH = 64
-"""`CpuEngine` serves widths that are a multiple of this; all presets are."""
+"""`CpuEngine` serves widths that are a multiple of this, and heads of the next; all presets are."""
 
-LEAST_IDS = 4
+HEAD = 32
+
+LEAST = 4
 """Fewer than the rows that kernels.py takes at once (its OUTPUTS) would be read beyond their end."""
 
 LEAST_OUTPUTS = 16
@@ -90,8 +92,11 @@ class Room(NamedTuple):
     y: Any
     hidden: Any
     """(N, 4 C)."""
+    q: Any
+    """(size, 4 C): of one head, as `mixed` and `scores` for four positions."""
+    mixed: Any
     scores: Any
-    """(size, n_positions)."""
+    """(size, 4, n_positions)."""
     logits: Any
     """(N, V): what comes out."""
 
@@ -114,7 +119,8 @@ class CpuEngine(TorchEngine):
     @staticmethod
     def serves(model: GPT) -> bool:
         weight, config = model.wpe.weight, model.config
-        fits = config.n_embd % WIDTH == 0 and config.vocab_size >= LEAST_IDS
+        head = config.n_embd // config.n_head
+        fits = config.n_embd % WIDTH == head % HEAD == 0 and min(config.vocab_size, config.n_positions) >= LEAST
         return fits and weight.device.type == "cpu" and weight.dtype == torch.float32
 
     @property
@@ -190,8 +196,15 @@ class _Team:
         self._kernels, self._weights, self._size, self._most = kernels, weights, size, most
         self._process = os.getpid()
         (P, C), V = weights.wpe.shape, weights.head.weight.shape[1]
-        shapes = {"x": (most, C), "normed": (size, C), "units": (size, most), "qkv": (most, 3 * C), "y": (most, C)}
-        shapes |= {"hidden": (most, 4 * C), "sums": (most, max(4 * C, V)), "scores": (size, P), "logits": (most, V)}
+        shapes: dict[str, tuple[int, ...]] = {
+            "x": (most, C),
+            "normed": (size, C),
+            "units": (size, most),
+            "qkv": (most, 3 * C),
+            "y": (most, C),
+        }
+        shapes |= {"hidden": (most, 4 * C), "sums": (most, max(4 * C, V)), "logits": (most, V)}
+        shapes |= {"q": (size, 4 * C), "mixed": (size, 4 * C), "scores": (size, 4, P)}
         room = {name: np.zeros(shape, dtype=np.float32) for name, shape in shapes.items()}
         kind = np.int16 if weights.head.weight.dtype == np.int8 else np.float32
         taken = np.zeros((size, most, 4 * C), dtype=kind)

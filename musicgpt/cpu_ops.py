@@ -126,7 +126,8 @@ def _everywhere(name: str, dtype: torch.dtype, *numbers: int | Tensor) -> None:
     In torch's own threads, where that can be: those still spin when its last function has ended, and would take the
     cores from others.
     """
-    assert all(x.is_contiguous() for x in numbers if isinstance(x, Tensor))
+    tensors = [x for x in numbers if isinstance(x, Tensor)]
+    assert all(x.is_contiguous() and x.dtype in (dtype, torch.float32) for x in tensors)
     function, threads = _compile(name, dtype), torch.get_num_threads()
     job = np.array([0, *(x.data_ptr() if isinstance(x, Tensor) else x for x in numbers)], dtype=np.int64)
     if threads == 1:
@@ -246,7 +247,7 @@ class Attention(torch.autograd.Function):
         (B, T, C), D = y.shape, q.shape[2]
         H = C // D
         grad = gradients[0].to(q.dtype).view(B, T, H, D)
-        along = torch.linalg.vecdot(grad.float(), y.view(B, T, H, D).float())
+        along = (grad.float() * y.view(B, T, H, D)).sum(-1)  # no product of torch's: autocast would round it
         along = along.transpose(1, 2).contiguous().view(B * H, T)
         grad = grad.transpose(1, 2).reshape(B * H, T, D)
         to_q, to_k, to_v = q.new_zeros(B * H, D, T, dtype=torch.float32), torch.empty_like(k), torch.empty_like(v)

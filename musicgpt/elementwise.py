@@ -15,7 +15,7 @@ import numba
 import numpy as np
 from numba import types
 
-from musicgpt.kernels import by_vectors, exp, get, pointer, put, raised
+from musicgpt.kernels import by_vectors, exp, get, pointer, put, raised, softmax
 
 AT_ONCE = 2**14
 """Numbers that a thread takes at a time."""
@@ -106,29 +106,14 @@ def _kept(seed, first, step, dropped, factors):
 
 
 @by_vectors
-def _ordered(bits):
-    """The bits of a float as a whole number, or back: larger ones stay larger, so that the largest is found by vectors,
-    which NaN forbids for floats."""
-    return np.int32(bits ^ (np.int32(bits >> np.int32(31)) & np.int32(0x7FFFFFFF)))
-
-
-@by_vectors
 def _softmax(scores, scale, row):
     """In place -> the logarithm of the sum; `row` is as long as `scores`."""
-    bits, most = row.view(np.int32), np.int32(-(2**31))
     for c in range(row.shape[0]):
-        row[c] = get(scores, c) * scale
+        row[c] = get(scores, c)
+    total = softmax(row, scale)
     for c in range(row.shape[0]):
-        most = max(most, _ordered(bits[c]))
-    largest = np.int32(_ordered(most)).view(np.float32)
-    total = np.float32(0)
-    for c in range(row.shape[0]):
-        row[c] = exp(row[c] - largest)
-        total += row[c]
-    factor = np.float32(1) / total
-    for c in range(row.shape[0]):
-        put(scores, c, row[c] * factor)
-    return largest + np.log(total)
+        put(scores, c, row[c])
+    return total
 
 
 @by_vectors

@@ -35,8 +35,14 @@ LANES, STEP = 16, 64
 """Numbers that a product takes at once, whatever the registers of the CPU hold, and in one turn of its loop: the width
 has to be a multiple of the latter."""
 
+PART = 32
+"""The same for a head, whose size has to be a multiple of it."""
+
 AHEAD = 8192
 """Bytes of weights that are asked for ahead, made up to whole tiles."""
+
+QUERIES = 4
+"""New positions of a row that attend together."""
 
 OUTPUTS = 4
 """Rows of a weight matrix that are read side by side; threads get multiples of it."""
@@ -183,14 +189,31 @@ def _added_up(builder: Any, vectors: list[Any]) -> Any:
     return together
 
 
-def _tile_of(rows: int) -> Any:
+def _floats(builder: Any, pointer: Any, count: int) -> Any:
+    """So many numbers from there as a vector of float32; bfloat16 is the upper half of one."""
+    kind, real = pointer.type.pointee, ir.VectorType(ir.FloatType(), count)
+    place = builder.bitcast(pointer, ir.VectorType(kind, count).as_pointer())
+    if kind == ir.FloatType():
+        return builder.load(place, align=4)
+    wide = ir.VectorType(ir.IntType(32), count)
+    half = builder.zext(builder.load(place, align=2), wide)
+    return builder.bitcast(builder.shl(half, ir.Constant(wide, [16] * count)), real)
+
+
+def _fused(builder: Any, before: Any, a: Any, b: Any) -> Any:
+    """before + a b, in one instruction."""
+    return builder.fadd(before, builder.fmul(a, b, flags=["contract"]), flags=["contract"])
+
+
+def _tile_of(rows: int, step: int = STEP) -> Any:
     """A function for OUTPUTS rows of a matrix, from `o`, times `rows` rows of inputs, from `r`: sums stay in registers
-    until they go to out[r:, o:], float32. Both are float32, or int8 times int16 and added up in int32, for which LLVM
-    finds the CPU's own instructions (vpdpwssd, vpmaddwd)."""
+    until they go to out[r:, o:], float32. Both are floats, or int8 times int16 and added up in int32, for which LLVM
+    finds the CPU's own instructions (vpdpwssd, vpmaddwd). Rows of weights are a multiple of STEP long, others of
+    `step`."""
 
     @intrinsic
     def tile(typing_context, w, o, x, r, out):
-        whole = isinstance(w.dtype, types.Integer)
+        whole = w.dtype == types.int8
 
         def codegen(context, builder, signature, arguments):
             matrix, inputs, results = (
@@ -200,7 +223,7 @@ def _tile_of(rows: int) -> Any:
             size = builder.extract_value(matrix.shape, 1)
             number, address, real = ir.IntType(32), ir.IntType(8).as_pointer(), ir.FloatType()
             at_once = 2 * LANES if whole else LANES
-            step = at_once if whole else STEP
+            turn = at_once if whole else step  # of two at once LLVM would add the sums first: another instruction
             wide = ir.VectorType(number if whole else real, at_once)
             prefetch = cgutils.get_or_insert_function(
                 builder.module, ir.FunctionType(ir.VoidType(), [address, number, number, number]), "llvm.prefetch.p0"
@@ -213,18 +236,18 @@ def _tile_of(rows: int) -> Any:
                 length = builder.extract_value(array.shape, 1)
                 return builder.gep(array.data, [builder.mul(builder.add(begin, constant(i)), length)])
 
-            def load(pointer, k, kind):
-                vector = ir.VectorType(context.get_data_type(kind.dtype), at_once)
-                place = builder.bitcast(builder.gep(pointer, [k]), vector.as_pointer())
-                numbers = builder.load(place, align=context.get_abi_sizeof(vector.element))
-                return builder.sext(numbers, wide) if whole else numbers
+            def load(pointer, k):
+                pointer = builder.gep(pointer, [k])
+                if not whole:
+                    return _floats(builder, pointer, at_once)
+                place = builder.bitcast(pointer, ir.VectorType(pointer.type.pointee, at_once).as_pointer())
+                return builder.sext(builder.load(place, align=1), wide)
 
             def more(before, ws, xs):
-                if whole:
-                    products = builder.mul(ws, xs)
-                    return builder.add(before, _of_pairs(builder, products, products))
-                product = builder.fmul(ws, xs, flags=["contract"])  # with the sum, one instruction
-                return builder.fadd(before, product, flags=["contract"])
+                if not whole:
+                    return _fused(builder, before, ws, xs)
+                products = builder.mul(ws, xs)
+                return builder.add(before, _of_pairs(builder, products, products))
 
             w_rows = [row(matrix, first, i) for i in range(OUTPUTS)]
             x_rows = [row(inputs, first_row, i) for i in range(rows)]
@@ -233,17 +256,17 @@ def _tile_of(rows: int) -> Any:
             in_tile = builder.mul(size, constant(OUTPUTS))
             more_tiles = builder.udiv(constant(AHEAD // (w.dtype.bitwidth // 8) - 1), in_tile)
             distance = builder.mul(in_tile, builder.add(more_tiles, constant(1)))
-            with cgutils.for_range_slice(builder, constant(0), size, constant(step), intp=size.type) as (k, _):
+            with cgutils.for_range_slice(builder, constant(0), size, constant(turn), intp=size.type) as (k, _):
                 for pointer in w_rows:  # what a later tile needs: rows are too short for the CPU to see it coming
                     ahead = builder.gep(pointer, [builder.add(k, distance)])
-                    for line in range(0, step, 64 if whole else 16):
+                    for line in range(0, turn, 64 if whole else 16):
                         place = builder.bitcast(builder.gep(ahead, [constant(line)]), address)
                         builder.call(prefetch, [place, number(0), number(3), number(1)])
-                for at in range(0, step, at_once):
+                for at in range(0, turn, at_once):
                     here = builder.add(k, constant(at))
-                    xs = [load(pointer, here, x) for pointer in x_rows]
+                    xs = [load(pointer, here) for pointer in x_rows]
                     for i, pointer in enumerate(w_rows):
-                        ws = load(pointer, here, w)
+                        ws = load(pointer, here)
                         for x_row, places in zip(xs, sums, strict=True):
                             builder.store(more(builder.load(places[i]), ws, x_row), places[i])
             together = _added_up(builder, [builder.load(place) for places in sums for place in places])
@@ -262,6 +285,60 @@ def _tile_of(rows: int) -> Any:
 
 
 _tile_of_one, _tile_of_two, _tile_of_four = _tile_of(1), _tile_of(2), _tile_of(4)
+_scores_of_one, _scores_of_four = _tile_of(1, PART), _tile_of(4, PART)
+
+
+def _mix_of(rows: int) -> Any:
+    """A function for the first n rows of values, (P, D), times `rows` rows of shares, (rows, P) -> out, (rows, D). Sums
+    of even and of odd positions stay in registers; a position without a share changes nothing."""
+
+    @intrinsic
+    def mix(typing_context, values, n, shares, out):
+        def codegen(context, builder, signature, arguments):
+            rows_of, of_shares, results = (
+                context.make_array(signature.args[i])(context, builder, arguments[i]) for i in (0, 2, 3)
+            )
+            n = arguments[1]
+            (P, D), vector = cgutils.unpack_tuple(builder, rows_of.shape), ir.VectorType(ir.FloatType(), LANES)
+            number, lanes, nothing = n.type, range(0, PART, LANES), ir.Constant(vector, None)
+
+            with cgutils.for_range_slice(builder, number(0), D, number(PART), intp=number) as (d, _):
+                sums = [[[cgutils.alloca_once(builder, vector) for _ in lanes] for _ in range(rows)] for _ in range(2)]
+                for place in (place for turn in sums for row in turn for place in row):
+                    builder.store(nothing, place)
+
+                def add(t, turn):
+                    here = builder.add(builder.mul(t, D), d)
+                    found = [builder.gep(rows_of.data, [builder.add(here, number(lane))]) for lane in lanes]
+                    found = [_floats(builder, pointer, LANES) for pointer in found]
+                    for i, row in enumerate(turn):
+                        share = builder.load(builder.gep(of_shares.data, [builder.add(builder.mul(number(i), P), t)]))
+                        first = builder.insert_element(ir.Constant(vector, ir.Undefined), share, ir.IntType(32)(0))
+                        share = builder.shuffle_vector(
+                            first, first, ir.Constant(ir.VectorType(ir.IntType(32), LANES), None)
+                        )
+                        for place, some in zip(row, found, strict=True):
+                            builder.store(_fused(builder, builder.load(place), share, some), place)
+
+                pairs = builder.and_(n, number(-2))
+                with cgutils.for_range_slice(builder, number(0), pairs, number(2), intp=number) as (t, _):
+                    add(t, sums[0])
+                    add(builder.add(t, number(1)), sums[1])
+                with builder.if_then(builder.icmp_signed("<", pairs, n)):
+                    add(pairs, sums[0])
+                for i in range(rows):
+                    for lane, even, odd in zip(lanes, sums[0][i], sums[1][i], strict=True):
+                        at = builder.add(builder.add(builder.mul(number(i), D), d), number(lane))
+                        place = builder.bitcast(builder.gep(results.data, [at]), vector.as_pointer())
+                        builder.store(builder.fadd(builder.load(even), builder.load(odd)), place, align=4)
+            return context.get_dummy_value()
+
+        return types.none(values, types.intp, shares, out), codegen
+
+    return mix
+
+
+_mix_of_one, _mix_of_four = _mix_of(1), _mix_of(4)
 
 
 # the parts of a step
@@ -304,7 +381,7 @@ def _multiply(matrix, layer, room, n, out, adds, rank, size):
     for begin in range(low, high, OUTPUTS):
         first = min(begin, len(weight) - OUTPUTS)  # of the last tile some outputs may be made twice, alike
         r = 0
-        while n - r >= 4:
+        while n - r >= 3:  # a fourth row costs less than to read the weights twice; there is room for it
             _tile_of_four(weight, first, x, r, sums)
             r += 4
         if n - r >= 2:
@@ -378,27 +455,50 @@ def _gelu(x):
 
 
 @by_vectors
-def _attend(q, keys, values, n, scores, y):
-    """(D,) query over n positions of (n_positions, D) keys and values -> (D,) y."""
-    D = q.shape[0]
-    scale = np.float32(1) / np.sqrt(np.float32(D))
-    most = np.float32(-np.inf)
-    for t in range(n):
-        score = np.float32(0)
-        for d in range(D):
-            score += q[d] * get(keys, (t, d))
-        scores[t] = score * scale
-        most = max(most, scores[t])
+def _ordered(bits):
+    """The bits of a float as a whole number, or back: larger ones stay larger, so that the largest is found by vectors,
+    which NaN forbids for floats."""
+    return np.int32(bits ^ (np.int32(bits >> np.int32(31)) & np.int32(0x7FFFFFFF)))
+
+
+@by_vectors
+def softmax(x, scale):
+    """(n,) float32 in place -> the logarithm of the sum."""
+    bits, most = x.view(np.int32), np.int32(-(2**31))
+    for c in range(x.shape[0]):
+        x[c] *= scale
+    for c in range(x.shape[0]):
+        most = max(most, _ordered(bits[c]))
+    largest = np.int32(_ordered(most)).view(np.float32)
     total = np.float32(0)
-    for t in range(n):
-        scores[t] = exp(scores[t] - most)
-        total += scores[t]
-    for d in range(D):
-        y[d] = np.float32(0)
-    for t in range(n):
-        share = scores[t] / total
-        for d in range(D):
-            y[d] += share * get(values, (t, d))
+    for c in range(x.shape[0]):
+        x[c] = exp(x[c] - largest)
+        total += x[c]
+    factor = np.float32(1) / total
+    for c in range(x.shape[0]):
+        x[c] *= factor
+    return largest + np.log(total)
+
+
+@_as_written
+def _attend(q, keys, values, n, m, scores, y):
+    """(4, D) queries, of which m count; the first sees n of (P, D) keys and values, each next one more -> (4, D) y.
+    What one gets does not depend on m. `scores` is (4, P)."""
+    P, last = keys.shape[0], n + m - 1
+    for begin in range(0, last, OUTPUTS):
+        t = min(begin, P - OUTPUTS)
+        if m == 1:
+            _scores_of_one(keys, t, q, 0, scores)
+        else:
+            _scores_of_four(keys, t, q, 0, scores)
+    scale = np.float32(1) / np.sqrt(np.float32(q.shape[1]))
+    for i in range(m):
+        softmax(scores[i, : n + i], scale)
+        scores[i, n + i : last] = 0
+    if m == 1:
+        _mix_of_one(values, last, scores, y)
+    else:
+        _mix_of_four(values, last, scores, y)
 
 
 @_as_written
@@ -411,6 +511,7 @@ def _step(rank, size, sync, job, weights, room):
     layers = weights.ln_1.shape[0]
     cache = _cache(weights.attn.weight, address, (layers, 2, B, H, P, D))
     x, normed, scores = room.x, room.normed[rank], room.scores[rank]
+    q, y = room.q[rank, : QUERIES * D].reshape(QUERIES, D), room.mixed[rank, : QUERIES * D].reshape(QUERIES, D)
     taken, units = room.taken[rank], room.units[rank]
     for i in range(N * rank // size, N * (rank + 1) // size):
         id, position = room.ids[i], start + i % T
@@ -430,9 +531,15 @@ def _step(rank, size, sync, job, weights, room):
                 for d in range(D):
                     put(keys, (start + t, d), room.qkv[b * T + t, C + h * D + d])
                     put(values, (start + t, d), room.qkv[b * T + t, 2 * C + h * D + d])
-            for t in range(T):
-                q, y = room.qkv[b * T + t, h * D : (h + 1) * D], room.y[b * T + t, h * D : (h + 1) * D]
-                _attend(q, keys, values, start + t + 1, scores, y)
+            for t in range(0, T, QUERIES):
+                m = min(QUERIES, T - t)
+                for i in range(m):
+                    for d in range(D):
+                        q[i, d] = room.qkv[b * T + t + i, h * D + d]
+                _attend(q, keys, values, start + t + 1, m, scores, y)
+                for i in range(m):
+                    for d in range(D):
+                        room.y[b * T + t + i, h * D + d] = y[i, d]
         _meet(sync, size)
         for i in range(N):
             units[i] = _taken(room.y[i], taken[i])

@@ -154,7 +154,10 @@ def sequences(engine: TorchEngine, prompt: list[int], drafts: Drafts | None = No
     return [list(row) for row in zip(*steps, strict=True)]
 
 
-def test_the_ids_are_those_of_torch(engine: CpuEngine) -> None:
+def test_the_ids_are_those_of_torch() -> None:
+    """With int8 weights rounding decides now and then, see TOLERANCE."""
+    engine = CpuEngine(made("float32"))
+    assert engine.ready()
     assert sequences(engine, [1, 2, 3]) == sequences(ByTorch(engine), [1, 2, 3])
 
 
@@ -321,7 +324,7 @@ def test_samples_whose_windows_part_are_those_of_torch(engine: CpuEngine) -> Non
         return next((i for i in range(first, len(ids)) if ids[i] % 5 == 0), first), []
 
     rows = sequences(engine, [1, 2, 3], num_samples=3, window=window)
-    if kind_of(engine) == "float32":  # with int8 weights rounding decides now and then
+    if kind_of(engine) == "float32":
         assert rows == sequences(ByTorch(engine), [1, 2, 3], num_samples=3, window=window)
     assert rows[0] == sequences(engine, [1, 2, 3], window=window)[0]
 

@@ -139,7 +139,7 @@ def test_the_fast_ways_of_a_cpu_are_the_plain_ones(
         model.zero_grad()
         with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
             loss = model.loss(ids, ids)
-        loss.backward()
+            loss.backward()  # in it, as in training
         return [loss.detach(), *(weight.grad.clone() for weight in model.parameters() if weight.grad is not None)]
 
     fast = learned()
