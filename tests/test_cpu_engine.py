@@ -266,6 +266,7 @@ def test_model_and_engine_have_the_same_weights() -> None:
 
 def test_what_it_does_not_serve_is_left_to_torch() -> None:
     assert not CpuEngine.serves(GPT(GPTConfig(vocab_size=9, n_embd=32, n_layer=1, n_head=1)))
+    assert not CpuEngine.serves(GPT(GPTConfig(vocab_size=9, n_embd=64, n_layer=1, n_head=4)))
     assert not CpuEngine.serves(made("float32").bfloat16())
     assert CpuEngine.serves(made("float32"))
     assert CpuEngine.serves(made("int8"))

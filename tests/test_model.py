@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 import transformers
 
+import musicgpt
 from musicgpt import cpu_ops
 from musicgpt import model as model_module
 from musicgpt.checkpoint import load_model, save_model
@@ -148,6 +149,45 @@ def test_the_fast_ways_of_a_cpu_are_the_plain_ones(
         assert (mine - plain).norm() <= tolerance * plain.norm() + 1e-6
 
 
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("openmp", ["GNU's", "another"])
+def test_in_whatever_threads_they_run_the_numbers_are_the_same(
+    threads: int, openmp: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def made() -> list[torch.Tensor]:
+        torch.manual_seed(1)
+        x = torch.randn(3, 2000, 48).requires_grad_()
+        norm, qkv = torch.randn(2, 48).requires_grad_(), torch.randn(2, 300, 3 * 64).requires_grad_()
+        results = (
+            cpu_ops.GELU.apply(x),
+            cpu_ops.LayerNorm.apply(x, *norm, 1e-5),
+            cpu_ops.Attention.apply(qkv, 2, 0.1),
+        )
+        sum(y.square().sum() for y in results).backward()
+        return [*results, x.grad, norm.grad, qkv.grad]
+
+    expected, before = made(), torch.get_num_threads()
+    if openmp == "another":
+        monkeypatch.setattr(cpu_ops, "_fork", lambda: None)
+    try:
+        torch.set_num_threads(threads)
+        for mine, first in zip(made(), expected, strict=True):
+            torch.testing.assert_close(mine, first, rtol=1e-5, atol=1e-5)  # products may add in another order
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_where_nothing_compiles_torch_does_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu_ops, "_compiled", {})
+    monkeypatch.setitem(sys.modules, "musicgpt.elementwise", None)
+    monkeypatch.delattr(musicgpt, "elementwise", raising=False)
+    model = GPT(GPTConfig(vocab_size=99, n_positions=300, n_embd=48, n_layer=1, n_head=3, attn_pdrop=0.5))
+    ids = torch.randint(0, 99, (2, 300))
+    with pytest.warns(UserWarning, match="torch goes on alone"):
+        model.loss(ids, ids).backward()
+    assert all(weight.grad is not None and weight.grad.isfinite().all() for weight in model.parameters())
+
+
 def test_dropout_of_attention_keeps_a_cpu_on_the_fast_way() -> None:
     """Nothing of T x T is kept for the way back, and there the same weights are left out: the gradient is right."""
     qkv = torch.randn(1, 300, 3 * 32).requires_grad_()
@@ -172,6 +212,8 @@ def test_dropout_of_attention_leaves_the_mean_and_drops_its_share() -> None:
     qkv[:, :, 2] = 1
     rows = torch.stack([cpu_ops.Attention.apply(qkv, 1, 0.25)[0, :, 0] for _ in range(400)])
     assert rows.mean() == pytest.approx(1, abs=0.01)
+    both = cpu_ops.Attention.apply(torch.cat([qkv.new_zeros(1, 64, 4), qkv.new_ones(1, 64, 2)], 2), 2, 0.25)[0]
+    assert not torch.equal(both[:, 0], both[:, 1])  # heads leave out other weights
     assert (rows[:, 0] == 0).float().mean() == pytest.approx(0.25, abs=0.07)
 
 
