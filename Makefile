@@ -61,10 +61,10 @@ bench: .venv/test runs/bench/best
 	$(BIN)/python benchmarks/prepare.py $(CORPORA) --beside-bare 3 | tee $(BENCH)/prepare.md
 	$(BIN)/python benchmarks/grammar.py runs/bench | tee docs/grammar.txt
 
-# a model of songs without merges, for drafting and the grammar; ten minutes
+# a model of songs without merges, for drafting and the grammar; half an hour
 runs/bench/best: .venv/test
-	$(BIN)/musicgpt train $(CORPORA)/openscore_lieder --out runs/bench --preset music-tiny --steps 600 \
-		--transpositions 3 --force
+	$(BIN)/musicgpt train $(CORPORA)/openscore_lieder --out runs/bench --preset music-small --steps 2200 \
+		--batch-size 4 --transpositions 3 --force
 
 # long: a training harmed at 100 random moments, each time resumed and compared with the undisturbed one
 faults: .venv/test
