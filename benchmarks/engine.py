@@ -5,8 +5,8 @@
 
 Prefill: the operations of a prompt of 1,000 ids a second, beside those of its matrix products alone, of the same shapes
 in the same precision, attention counted as causal. Along a piece: milliseconds an id, windows moved on included.
-Drafting: continuations of real songs by a trained checkpoint, with the same seeds in each way, without the prompt. Loss:
-of that checkpoint on the validation split of shards made with its tokenizer, as torch and as the engine compute it.
+Drafting: continuations of real songs by a trained checkpoint, the same seeds in each way, without the prompt. Loss: of
+that checkpoint on the validation split of shards made with its tokenizer, as torch and as the engine compute it.
 """
 
 from __future__ import annotations
