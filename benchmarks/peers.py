@@ -164,6 +164,7 @@ LLAMA_TYPES = {"F32": 0, "Q8_0": 7, "BF16": 32}
 def llama_cpp(kind: str, folder: Path, threads: int) -> Generate:
     """Through the functions of its C interface, with its own sampler: no Python but one call of each for a token."""
     import llama_cpp as c
+    import torch
 
     silent = c.llama_log_callback(lambda *_: None)
     c.llama_log_set(silent, ctypes.c_void_p(0))
@@ -177,7 +178,9 @@ def llama_cpp(kind: str, folder: Path, threads: int) -> Generate:
             how = c.llama_model_quantize_default_params()
             how.ftype, how.nthread = LLAMA_TYPES[kind], threads
             assert c.llama_model_quantize(str(plain).encode(), str(path).encode(), ctypes.byref(how)) == 0
-    model = c.llama_model_load_from_file(str(path).encode(), c.llama_model_default_params())
+    how = c.llama_model_default_params()
+    how.use_extra_bufts = not torch.cpu.get_capabilities().get("amx_int8")  # with AMX 0.3.36 ends by a fault in Q8_0
+    model = c.llama_model_load_from_file(str(path).encode(), how)
     n_vocab = c.llama_vocab_n_tokens(c.llama_model_get_vocab(model))
 
     def made(prompt: list[int], rows: int, new: int, top_k: int) -> list[list[int]]:

@@ -246,7 +246,7 @@ class Attention(torch.autograd.Function):
         q, k, v = heads
         (B, T, C), D = y.shape, q.shape[2]
         H = C // D
-        grad = gradients[0].to(q.dtype).view(B, T, H, D)
+        grad = gradients[0].to(q.dtype).reshape(B, T, H, D)
         along = (grad.float() * y.view(B, T, H, D)).sum(-1)  # no product of torch's: autocast would round it
         along = along.transpose(1, 2).contiguous().view(B * H, T)
         grad = grad.transpose(1, 2).reshape(B * H, T, D)

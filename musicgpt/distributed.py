@@ -258,10 +258,10 @@ def memory(
     """The memory of a training: weights, gradients and moments in float32, of all `n_positions`.
 
     Activations as autograd keeps them on the CPU: a block has 2 C of the residual stream, 14 C of products, a number
-    for each head (which is none where attention is ours) and, with dropout, 2 C of masks, for each position; on CUDA a
-    mask is a byte. Where marks of controls are compared, there is a second row beside each, so that a micro-batch of
-    one has two. Not in it: attention that a CPU works out in float32 under bfloat16 (10 C bytes a position), the
-    libraries, and what the allocator leaves unused.
+    for each head and, with dropout, 2 C of masks, for each position; on CUDA a mask is a byte. Where marks of controls
+    are compared, there is a second row beside each, so that a micro-batch of one has two. Not in it: short attention,
+    which a CPU works out in float32 under bfloat16 (10 C bytes a position), the libraries, and what the allocator
+    leaves unused.
     """
     C, T, B = config.n_embd, config.n_positions, micro_batch
     block = 12 * C * C + 13 * C
