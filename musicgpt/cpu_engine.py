@@ -104,7 +104,8 @@ class Room(NamedTuple):
 class CpuEngine(TorchEngine):
     """A model on a CPU, in float32 or int8, whose width is a multiple of WIDTH; its matrices are laid out anew.
 
-    The logits of an id do not depend, to the last bit, on how many ids are read with it, nor on the number of threads.
+    The logits of an id do not depend, to the last bit, on how many ids are read with it, nor on the number of threads;
+    but for those of long prompts in float32, which torch reads.
     """
 
     def __init__(self, model: GPT) -> None:
@@ -141,8 +142,8 @@ class CpuEngine(TorchEngine):
         except Exception as error:  # whatever a compiler meets on a machine we have not seen: there is torch
             warnings.warn(f"the fast functions do not compile here, torch goes on alone: {error}", stacklevel=1)
         else:
-            self._kernels = kernels
             cpu_ops.compile_for_prompts()
+            self._kernels = kernels
 
     def cache(self, rows: int) -> KVCache:
         return KVCache(self.config, rows, device=self.device, dtype=_cached(self._weights))
@@ -193,6 +194,7 @@ class _Team:
     """The thread that calls and its helpers, and the room they work in."""
 
     def __init__(self, kernels: ModuleType, weights: Weights, size: int, most: int) -> None:
+        most = -(-most // 4) * 4  # products take up to four rows at a time
         self._kernels, self._weights, self._size, self._most = kernels, weights, size, most
         self._process = os.getpid()
         (P, C), V = weights.wpe.shape, weights.head.weight.shape[1]

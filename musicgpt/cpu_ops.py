@@ -1,4 +1,4 @@
-"""What training on CPUs takes its time for: products, GELU, layer norm and attention, with ways back of their own.
+"""What training and long prompts take their time for on CPUs: products, GELU, layer norm, attention, forth and back.
 
 Each gives what torch's gives, but for rounding, and is faster where `is_much` says so (docs/performance.md); elsewhere
 model.py calls torch.
@@ -55,8 +55,8 @@ back in bfloat16 as in float32."""
 
 def is_much(x: Tensor) -> bool:
     """Whether (..., C) is work for what follows: products and functions for CPUs that bring their own way back."""
-    if x.device.type != "cpu" or ONEDNN is None or torch.compiler.is_compiling():
-        return False
+    if type(x) is not Tensor or x.device.type != "cpu" or ONEDNN is None or torch.compiler.is_compiling():
+        return False  # of a subclass there may be no numbers in memory
     return x.shape[:-1].numel() >= LEAST_ROWS and precision(x) in PRECISIONS
 
 
@@ -72,22 +72,23 @@ def product(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
 def over_rows(x: Tensor, grad: Tensor) -> Tensor:
     """(n, m) and (n, k) -> x.T @ grad: the gradient of a matrix, by whichever call is the faster one."""
     if x.dtype != torch.float32 or not MKL_IS_SLOW:
-        return x.t() @ grad
+        with torch.autocast("cpu", enabled=False):
+            return x.t() @ grad
     if x.shape[1] <= grad.shape[1]:  # oneDNN's linear copies its first factor when it is transposed
         return product(x.t(), grad)
     return product(grad.t(), x).t()
 
 
 ROWS = 64
-"""Of a layer norm, for each of which there is one sum towards the gradient of its weight; as in elementwise.py."""
+"""Of a layer norm, for each of which there is one sum towards the gradient of its weight."""
 
 
 def compiled(name: str, dtype: torch.dtype) -> bool:
-    """Whether there is such a function of elementwise.py. It is compiled now, some seconds once a machine; but for who
-    waits for music (in inference mode) torch serves until `compile_for_prompts` has done it."""
-    if not torch.is_inference_mode_enabled():
-        _compile(name, dtype)
-    return _compiled.get((name, dtype)) is not None
+    """Whether there is such a function of elementwise.py, and its way back. It is compiled now, some seconds once a
+    machine; but for who waits for music (in inference mode) torch serves until `compile_for_prompts` has done it."""
+    if torch.is_inference_mode_enabled():
+        return _compiled.get((name, dtype)) is not None
+    return _compile(name, dtype) is not None and _compile(f"{name}_back", dtype) is not None
 
 
 def compile_for_prompts() -> None:
@@ -126,8 +127,11 @@ def _everywhere(name: str, dtype: torch.dtype, *numbers: int | Tensor) -> None:
     In torch's own threads, where that can be: those still spin when its last function has ended, and would take the
     cores from others.
     """
-    tensors = [x for x in numbers if isinstance(x, Tensor)]
-    assert all(x.is_contiguous() and x.dtype in (dtype, torch.float32) for x in tensors)
+    for x in numbers:
+        if isinstance(x, Tensor) and not (
+            x.device.type == "cpu" and x.is_contiguous() and x.dtype in (dtype, torch.float32)
+        ):
+            raise TypeError(f"{name} was given {x.dtype} on {x.device}, {x.stride()}; expected numbers side by side")
     function, threads = _compile(name, dtype), torch.get_num_threads()
     job = np.array([0, *(x.data_ptr() if isinstance(x, Tensor) else x for x in numbers)], dtype=np.int64)
     if threads == 1:
@@ -189,7 +193,8 @@ class LayerNorm(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, epsilon: float) -> Tensor:
         x, dtype, C = x.contiguous(), precision(x), x.shape[-1]
         y, moments = x.new_empty(x.shape, dtype=dtype), x.new_empty(*x.shape[:-1], 2)
-        _everywhere("layer_norm", dtype, x.numel() // C, C, x, weight, bias, torch.tensor(epsilon), moments, y)
+        least = x.new_tensor(epsilon)
+        _everywhere("layer_norm", dtype, x.numel() // C, C, x, weight, bias, least, moments, y)
         ctx.save_for_backward(x, weight, moments)
         ctx.dtype = dtype
         return y
@@ -201,7 +206,7 @@ class LayerNorm(torch.autograd.Function):
         N, C = moments.shape[:-1].numel(), x.shape[-1]
         grad, to_x = gradients[0].to(ctx.dtype).contiguous(), torch.empty_like(x)
         sums = x.new_zeros(-(-N // ROWS), 2, C)
-        _everywhere("layer_norm_back", ctx.dtype, N, C, x, weight, moments, grad, to_x, sums)
+        _everywhere("layer_norm_back", ctx.dtype, N, C, ROWS, x, weight, moments, grad, to_x, sums)
         to_weight, to_bias = sums.sum(0)
         return to_x, to_weight, to_bias, None
 
@@ -221,7 +226,7 @@ class Attention(torch.autograd.Function):
         B, T, C = qkv.shape[0], qkv.shape[1], qkv.shape[2] // 3
         D = C // n_head
         ctx.dropped = min(255, max(1, round(256 * p))) if p else 0
-        ctx.seed = int(torch.randint(2**31, ())) if ctx.dropped else 0
+        ctx.seed = int(torch.randint(2**31, (), device="cpu")) if ctx.dropped else 0
         heads = qkv.view(B, T, 3, n_head, D).permute(2, 0, 3, 1, 4).contiguous().view(3, B * n_head, T, D)
         q, k, v = heads
         if AMX and not p and qkv.dtype == torch.bfloat16:  # there torch's is as fast as it gets
@@ -285,4 +290,7 @@ def _blocks(q: Tensor) -> Iterator[tuple[slice, int, int]]:
 
 def _products(a: Tensor, b: Tensor) -> Tensor:
     """(heads, n, m) @ (heads, m, k) -> (heads, n, k); of a single head by oneDNN."""
-    return product(a[0], b[0])[None] if len(a) == 1 else torch.bmm(a, b)
+    if len(a) == 1:
+        return product(a[0], b[0])[None]
+    with torch.autocast("cpu", enabled=False):
+        return torch.bmm(a, b)

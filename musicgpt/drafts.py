@@ -24,9 +24,9 @@ MOST = 7
 """Ids guessed at once: with that before them, eight a pass."""
 
 WORTH = 0.2
-"""A guess is made while it is at least so likely that all so far come true, or half as likely again as one more id in a
-pass costs, in passes of one id. That is measured as the piece goes on: 0.07 to 0.14 for GPT-2 in float32, more where a
-pass is less bound by memory."""
+"""A guess is made while it is at least so likely that all so far come true, and half as likely again as one more id
+in a pass costs, in passes of one id. That is measured as the piece goes on: 0.07 to 0.14 for GPT-2 in float32, more
+where a pass is less bound by memory."""
 
 SURE = 4
 """How often in a row a context was followed by the same id is counted up to this."""

@@ -7,14 +7,17 @@ on how many there are.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numba
 import numpy as np
 from numba import types
 
+from musicgpt import kernels
 from musicgpt.kernels import by_vectors, exp, get, pointer, put, raised, softmax
 
 AT_ONCE = 2**14
@@ -24,6 +27,10 @@ ROWS = 64
 """Rows that a thread takes at a time."""
 
 JOB = 16
+
+VERSION = hashlib.sha256(Path(kernels.__file__).read_bytes()).hexdigest()[:8]
+"""Of kernels.py, whose functions become part of these: what numba keeps it forgets when the file of the caller changes,
+or its name."""
 
 LINEAR, CUBIC = np.float32(1.5957691216057308), np.float32(0.07135481627159508)
 """Of u = x (LINEAR + CUBIC x^2), of which GELU's tanh form is x sigmoid(u): 2 sqrt(2 / pi), and 0.044715 times that."""
@@ -167,17 +174,17 @@ def _of(kind: Any) -> dict[str, Callable[..., Any]]:
 
     def layer_norm_back(job):
         job = numba.carray(job, (JOB,), np.int64)
-        N, C = job[1], job[2]
-        x = numba.carray(pointer(job[3], np.float32), (N, C))
+        N, C, rows = job[1], job[2], job[3]
+        x = numba.carray(pointer(job[4], np.float32), (N, C))
         weight, moments = (
-            numba.carray(pointer(job[4], np.float32), (C,)),
-            numba.carray(pointer(job[5], np.float32), (N, 2)),
+            numba.carray(pointer(job[5], np.float32), (C,)),
+            numba.carray(pointer(job[6], np.float32), (N, 2)),
         )
-        grad, to_x = numba.carray(pointer(job[6], kind), (N, C)), numba.carray(pointer(job[7], np.float32), (N, C))
-        sums = numba.carray(pointer(job[8], np.float32), ((N + ROWS - 1) // ROWS, 2, C))
-        for begin in _pieces(job, ROWS, N):
-            own = sums[begin // ROWS]
-            for n in range(begin, min(N, begin + ROWS)):
+        grad, to_x = numba.carray(pointer(job[7], kind), (N, C)), numba.carray(pointer(job[8], np.float32), (N, C))
+        sums = numba.carray(pointer(job[9], np.float32), ((N + rows - 1) // rows, 2, C))
+        for begin in _pieces(job, rows, N):
+            own = sums[begin // rows]
+            for n in range(begin, min(N, begin + rows)):
                 _normalise_back(x[n], weight, moments[n], grad[n], to_x[n], own[0], own[1])
 
     def attention(job):
@@ -228,6 +235,7 @@ def function(name: str, dtype: str) -> Any:
     options: dict[str, Any] = {"error_model": "numpy"}
     signature = types.void(types.voidptr)
     source = _of({"float32": np.float32, "bfloat16": np.uint16}[dtype])[name]
+    source.__qualname__ = f"{name}_{VERSION}"
     try:
         return numba.cfunc(signature, cache=True, **options)(source)
     except RuntimeError:

@@ -65,7 +65,7 @@ def generate(
     the prompt; without a guide it stays what it is. `n_ids` bars the ids from there on, where a model has more than its
     tokenizer. Of a prompt longer than the context, the model sees the last window. `drafts` are tried for a single
     sample without guidance; with it `marks` are those left out, of the new ids alone. Same arguments, machine and
-    threads: same ids; while an engine is still made ready, but for rounding.
+    threads: same ids; while functions are still compiled, but for rounding.
 
     Raises:
         ValueError: an empty prompt.

@@ -195,8 +195,9 @@ class MLP(nn.Module):
 
 class LayerNorm(nn.LayerNorm):
     def forward(self, x: Tensor) -> Tensor:
-        single = x.dtype == self.weight.dtype == torch.float32
-        if single and cpu_ops.is_much(x) and cpu_ops.compiled("layer_norm", cpu_ops.precision(x)):
+        fits = x.dtype == self.weight.dtype == torch.float32 and x.shape[-1:] == self.weight.shape
+        fits = fits and x.device == self.weight.device
+        if fits and cpu_ops.is_much(x) and cpu_ops.compiled("layer_norm", cpu_ops.precision(x)):
             return cpu_ops.LayerNorm.apply(x, self.weight, self.bias, self.eps)  # type: ignore[no-any-return,no-untyped-call]
         return super().forward(x)
 

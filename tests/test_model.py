@@ -177,6 +177,37 @@ def test_in_whatever_threads_they_run_the_numbers_are_the_same(
         torch.set_num_threads(before)
 
 
+def test_whatever_the_defaults_and_autocast_are_the_fast_ways_do_not_change() -> None:
+    config = GPTConfig(vocab_size=99, n_positions=300, n_embd=48, n_layer=1, n_head=3, attn_pdrop=0.1)
+    ids = torch.randint(0, 99, (2, 300))
+
+    def learned() -> torch.Tensor:
+        torch.manual_seed(3)
+        model = GPT(config)
+        torch.set_default_dtype(torch.float64)
+        try:
+            with torch.device("meta"):
+                loss = model.loss(ids, ids)
+        finally:
+            torch.set_default_dtype(torch.float32)
+        with torch.autocast("cpu", torch.bfloat16):  # behind a way there in float32
+            loss.backward()
+        return torch.cat([weight.grad.flatten() for weight in model.parameters() if weight.grad is not None])
+
+    torch.manual_seed(3)
+    plain = GPT(config)
+    plain.loss(ids, ids).backward()
+    expected = torch.cat([weight.grad.flatten() for weight in plain.parameters() if weight.grad is not None])
+    assert (learned() - expected).norm() < 0.01 * expected.norm()  # torch's own way back through the head is rounded
+
+
+def test_numbers_that_do_not_lie_side_by_side_are_refused() -> None:
+    x = torch.randn(64, 48)
+    for wrong in (x.t(), x.double(), x.to("meta")):
+        with pytest.raises(TypeError, match="side by side"):
+            cpu_ops._everywhere("gelu", torch.float32, wrong.numel(), wrong, torch.empty(48, 64))
+
+
 def test_where_nothing_compiles_torch_does_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cpu_ops, "_compiled", {})
     monkeypatch.setitem(sys.modules, "musicgpt.elementwise", None)
