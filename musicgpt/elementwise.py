@@ -18,7 +18,7 @@ import numpy as np
 from numba import types
 
 from musicgpt import kernels
-from musicgpt.kernels import by_vectors, exp, get, pointer, put, raised, softmax
+from musicgpt.kernels import CUBIC, LINEAR, by_vectors, exp, get, normalise, pointer, put, raised, softmax
 
 AT_ONCE = 2**14
 """Numbers that a thread takes at a time."""
@@ -32,9 +32,6 @@ VERSION = hashlib.sha256(Path(kernels.__file__).read_bytes()).hexdigest()[:8]
 """Of kernels.py, whose functions become part of these: what numba keeps it forgets when the file of the caller changes,
 or its name."""
 
-LINEAR, CUBIC = np.float32(1.5957691216057308), np.float32(0.07135481627159508)
-"""Of u = x (LINEAR + CUBIC x^2), of which GELU's tanh form is x sigmoid(u): 2 sqrt(2 / pi), and 0.044715 times that."""
-
 
 @numba.njit
 def _pieces(job, size, n):
@@ -46,14 +43,6 @@ def _pieces(job, size, n):
 
 
 @by_vectors
-def _gelu(x, y):
-    for i in range(x.shape[0]):
-        v = get(x, i)
-        u = v * (LINEAR + CUBIC * v * v)
-        put(y, i, v / (np.float32(1) + exp(min(-u, np.float32(87)))))
-
-
-@by_vectors
 def _gelu_back(x, grad, to_x):
     for i in range(x.shape[0]):
         v = get(x, i)
@@ -61,22 +50,6 @@ def _gelu_back(x, grad, to_x):
         gate = np.float32(1) / (np.float32(1) + exp(min(-u, np.float32(87))))
         rise = v * (LINEAR + np.float32(3) * CUBIC * v * v)
         put(to_x, i, get(grad, i) * gate * (np.float32(1) + rise * (np.float32(1) - gate)))
-
-
-@by_vectors
-def _normalise(x, weight, bias, epsilon, moments, y):
-    size = np.float32(x.shape[0])
-    total = np.float32(0)
-    for c in range(x.shape[0]):
-        total += x[c]
-    mean = total / size
-    squares = np.float32(0)
-    for c in range(x.shape[0]):
-        squares += (x[c] - mean) * (x[c] - mean)
-    factor = np.float32(1) / np.sqrt(squares / size + epsilon)
-    for c in range(x.shape[0]):
-        put(y, c, (x[c] - mean) * factor * weight[c] + bias[c])
-    moments[0], moments[1] = mean, factor
 
 
 @by_vectors
@@ -146,7 +119,7 @@ def _of(kind: Any) -> dict[str, Callable[..., Any]]:
         n = job[1]
         x, y = numba.carray(pointer(job[2], kind), (n,)), numba.carray(pointer(job[3], kind), (n,))
         for begin in _pieces(job, AT_ONCE, n):
-            _gelu(x[begin : begin + AT_ONCE], y[begin : begin + AT_ONCE])
+            kernels.gelu(x[begin : begin + AT_ONCE], y[begin : begin + AT_ONCE])
 
     def gelu_back(job):
         job = numba.carray(job, (JOB,), np.int64)
@@ -170,7 +143,7 @@ def _of(kind: Any) -> dict[str, Callable[..., Any]]:
         y = numba.carray(pointer(job[8], kind), (N, C))
         for begin in _pieces(job, ROWS, N):
             for n in range(begin, min(N, begin + ROWS)):
-                _normalise(x[n], weight, bias, epsilon, moments[n], y[n])
+                moments[n, 0], moments[n, 1] = normalise(x[n], weight, bias, epsilon, y[n])
 
     def layer_norm_back(job):
         job = numba.carray(job, (JOB,), np.int64)

@@ -47,6 +47,9 @@ QUERIES = 4
 OUTPUTS = 4
 """Rows of a weight matrix that are read side by side; threads get multiples of it."""
 
+LINEAR, CUBIC = np.float32(1.5957691216057308), np.float32(0.07135481627159508)
+"""Of u = x (LINEAR + CUBIC x^2), of which GELU's tanh form is x sigmoid(u): 2 sqrt(2 / pi), and 0.044715 times that."""
+
 TICKET, MET = 0, 8
 """Places in `sync`, (16,) int64, a cache line apart: how many steps were announced; how often threads have met."""
 
@@ -395,8 +398,8 @@ def _multiply(matrix, layer, room, n, out, adds, rank, size):
 
 
 @by_vectors
-def _normalise(x, weights, epsilon, out):
-    """Layer norm of one position."""
+def normalise(x, weight, bias, epsilon, y):
+    """Layer norm of one position -> its mean, and what differences from it are multiplied with."""
     size = np.float32(x.shape[0])
     total = np.float32(0)
     for c in range(x.shape[0]):
@@ -407,7 +410,8 @@ def _normalise(x, weights, epsilon, out):
         squares += (x[c] - mean) * (x[c] - mean)
     factor = np.float32(1) / np.sqrt(squares / size + epsilon)
     for c in range(x.shape[0]):
-        out[c] = (x[c] - mean) * factor * weights[0, c] + weights[1, c]
+        put(y, c, (x[c] - mean) * factor * weight[c] + bias[c])
+    return mean, factor
 
 
 @by_vectors
@@ -447,11 +451,12 @@ def exp(x):
 
 
 @by_vectors
-def _gelu(x):
-    """In place: x / (1 + e^(-2 z)), which is x (1 + tanh z) / 2."""
+def gelu(x, y):
+    """Into y, which may be x."""
     for c in range(x.shape[0]):
-        z = x[c] * (np.float32(0.7978845608) + np.float32(0.0356774081) * x[c] * x[c])
-        x[c] = x[c] / (np.float32(1) + exp(min(np.float32(-2) * z, np.float32(87))))
+        v = get(x, c)
+        u = v * (LINEAR + CUBIC * v * v)
+        put(y, c, v / (np.float32(1) + exp(min(-u, np.float32(87)))))
 
 
 @by_vectors
@@ -520,7 +525,7 @@ def _step(rank, size, sync, job, weights, room):
     _meet(sync, size)
     for layer in range(layers):
         for i in range(N):  # by each thread for itself: it is less work than to meet once more
-            _normalise(x[i], weights.ln_1[layer], epsilon, normed)
+            normalise(x[i], weights.ln_1[layer, 0], weights.ln_1[layer, 1], epsilon, normed)
             units[i] = _taken(normed, taken[i])
         _multiply(weights.attn, layer, room, N, room.qkv, False, rank, size)
         _meet(sync, size)
@@ -546,11 +551,11 @@ def _step(rank, size, sync, job, weights, room):
         _multiply(weights.proj, layer, room, N, x, True, rank, size)
         _meet(sync, size)
         for i in range(N):
-            _normalise(x[i], weights.ln_2[layer], epsilon, normed)
+            normalise(x[i], weights.ln_2[layer, 0], weights.ln_2[layer, 1], epsilon, normed)
             units[i] = _taken(normed, taken[i])
         low, high = _multiply(weights.fc, layer, room, N, room.hidden, False, rank, size)
         for i in range(N):
-            _gelu(room.hidden[i, low:high])
+            gelu(room.hidden[i, low:high], room.hidden[i, low:high])
         _meet(sync, size)
         for i in range(N):
             units[i] = _taken(room.hidden[i], taken[i])
@@ -558,7 +563,7 @@ def _step(rank, size, sync, job, weights, room):
         _meet(sync, size)
     for b in range(B):
         for t in range(kept):
-            _normalise(x[b * T + T - kept + t], weights.ln_f[0], epsilon, normed)
+            normalise(x[b * T + T - kept + t], weights.ln_f[0, 0], weights.ln_f[0, 1], epsilon, normed)
             units[b * kept + t] = _taken(normed, taken[b * kept + t])
     _multiply(head, 0, room, B * kept, room.logits, False, rank, size)
     _meet(sync, size)
