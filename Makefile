@@ -61,7 +61,7 @@ bench: .venv/test runs/bench/best
 	$(BIN)/python benchmarks/prepare.py $(CORPORA) --beside-bare 3 | tee $(BENCH)/prepare.md
 	$(BIN)/python benchmarks/grammar.py runs/bench | tee docs/grammar.txt
 
-# a model of songs without merges, for drafting and the grammar; half an hour
+# a model of songs without merges, for drafting and the grammar; an hour on one core
 runs/bench/best: .venv/test
 	$(BIN)/musicgpt train $(CORPORA)/openscore_lieder --out runs/bench --preset music-small --steps 2200 \
 		--batch-size 4 --transpositions 3 --force
