@@ -92,12 +92,18 @@ def test_seeds_decide_and_samples_are_independent_of_their_number(model: musicgp
 
 
 @pytest.mark.parametrize("samples", [1, 3])
-def test_music_many_times_the_context_has_its_length(model: musicgpt.LanguageModel, samples: int) -> None:
+def test_music_many_times_the_context_has_its_length(
+    model: musicgpt.LanguageModel, samples: int, tmp_path: Path
+) -> None:
+    """The file has every bar; where its last note is, is the model's choice, and differs from CPU to CPU."""
     assert model.model.config.n_positions == 128
     for piece in model.generate_many(samples, bars=60, time_signature="4/4", temperature=1.3, top_k=None, seed=5):
         assert len(piece.ids) > 500
         assert piece.end == 60 * 4
-        assert 59 <= bars_of(piece.score) <= 60
+        assert 30 < bars_of(piece.score) <= 60
+        piece.save(tmp_path / "long.mid")
+        file = mido.MidiFile(tmp_path / "long.mid")
+        assert {sum(m.time for m in track) for track in file.tracks} == {60 * 4 * file.ticks_per_beat}
 
 
 def test_a_prompt_longer_than_the_context_goes_on(model: musicgpt.LanguageModel, tunes: list[symusic.Score]) -> None:
