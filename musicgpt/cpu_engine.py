@@ -232,9 +232,11 @@ class _Team:
         fits = data.shape == (layers, 2, B, H, P, D) and H * D == C and cache.length + T <= P and 1 <= kept <= T
         if not fits or data.dtype != _cached(self._weights) or data.device.type != "cpu" or not data.is_contiguous():
             raise ValueError(f"{B} rows of {T} ids do not fit a cache of {rows} rows with {cache.length} of {P} filled")
-        flat = np.asarray(ids, dtype=np.int64).reshape(-1)
-        if flat.min() < 0 or flat.max() >= self._room.logits.shape[1]:  # what is read beyond is not ours
-            raise ValueError(f"ids from {flat.min()} to {flat.max()}; the model has {self._room.logits.shape[1]}")
+        flat = [id for row in ids for id in row]
+        if len(flat) != B * T:
+            raise ValueError("rows of ids that differ in length")
+        if min(flat) < 0 or max(flat) >= self._room.logits.shape[1]:  # what is read beyond is not ours
+            raise ValueError(f"ids from {min(flat)} to {max(flat)}; the model has {self._room.logits.shape[1]}")
         self._room.ids[: B * T] = flat
         self._job[:] = (B, T, cache.length, kept, cache.data.data_ptr(), H, P, 0)
         _begin(self._kernels, self._bells, *self._shared)

@@ -178,6 +178,8 @@ class Grammar:
             self._before_marks.add(Kind.BAR)
         # each grammar has its own tables, filled as states come by
         self._follows = lru_cache(maxsize=None)(lambda phase: np.isin(v.first, list(v.follows[phase])))
+        played = (v.notes > 0) | (v.offs > 0)
+        self._plays = lru_cache(maxsize=None)(lambda phase: bool((self._follows(phase) & played).any()))
         self._steady = lru_cache(maxsize=256)(self._steady_table)
         self._times = lru_cache(maxsize=64)(self._times_table)
         self._inherited = lru_cache(maxsize=None)(self._inherited_table)
@@ -421,7 +423,8 @@ class Grammar:
         elif v.has_metres and state.now > 0:
             allowed[v.rebarred] = False
         if state.sounding:
-            self._bar_overlaps(state, allowed)
+            if self._plays(state.phase):
+                self._bar_overlaps(state, allowed)
         elif v.scheme == "midilike":
             allowed &= v.offs == 0
         if self.constraints.progression:

@@ -57,9 +57,10 @@ STOP = 7
 """Place in `job`, (8,) int64: B, T, positions before, positions whose logits are wanted, address of the cache, H,
 n_positions, and whether to stop."""
 
-SPINS, PATIENCE = 64, 1_000_000
-"""Looks at a number before the core is offered to others, and before a thread goes to sleep: six milliseconds where
-no other thread wants the core."""
+SPINS, PATIENCE = 2**14, 1_000_000
+"""Looks at a number before the core is offered to others, some 40 microseconds, and before a thread goes to sleep, six
+milliseconds where no other thread wants the core. Who offers it while another waits is without it for milliseconds, so
+that threads mostly meet before they do."""
 
 
 _OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
