@@ -35,9 +35,9 @@ LEAST = 4
 LEAST_OUTPUTS = 16
 """Of a matrix for each thread, a guess: what more than two threads are worth was not measured."""
 
-SHORT = 64
-"""Longer prompts in float32 are read by torch, in int8 in parts of this: torch makes floats of all weights first. 1,000
-ids of a model 6 x 512 take 290 ms there and 450 here on one core, in int8 284 and 255; 16 ids 10 and 2."""
+SHORT, PART = 64, 128
+"""Longer prompts in float32 are read by torch: 1,000 ids of a model 6 x 512 take 290 ms there and 450 here on one core
+of AMD's, 16 ids 10 and 2. In int8 all are read here, so many ids at a time: torch makes floats of all weights first."""
 
 MOST_CANDIDATES = 256
 """Top-k beyond this is left to torch: candidates are kept in order by moving them."""
@@ -151,8 +151,8 @@ class CpuEngine(TorchEngine):
     def prefill(self, ids: Sequence[int], cache: KVCache) -> Any:
         if self._kernels is None or (len(ids) > SHORT and self._weights.head.weight.dtype == np.float32):
             return super().prefill(ids, cache)
-        for begin in range(0, len(ids), SHORT):
-            logits = self.extend([ids[begin : begin + SHORT]], cache)
+        for begin in range(0, len(ids), PART):
+            logits = self.extend([ids[begin : begin + PART]], cache)
         return logits[:, 0]
 
     def extend(self, ids: Sequence[Sequence[int]], cache: KVCache, kept: int = 1) -> Any:

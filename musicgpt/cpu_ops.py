@@ -264,7 +264,7 @@ class Attention(torch.autograd.Function):
             to_v[some, first:last] = _products(weights, grad[some, first:])
             to_k[some, first:last] = _products(to_scores, q[some, first:])
             # as (D, T): a product that gives these is half as fast again as one that gives (T, D)
-            to_q[some, :, first:] += _products(k[some, first:last].transpose(1, 2), to_scores)
+            to_q[some, :, first:].add_(_products(k[some, first:last].transpose(1, 2), to_scores))
         to_heads = q.new_empty(B, T, 3, H, D)
         for i, part in enumerate((to_q.transpose(1, 2), to_k, to_v)):
             to_heads[:, :, i] = part.view(B, H, T, D).transpose(1, 2)

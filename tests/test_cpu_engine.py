@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 import torch
 
-from musicgpt.cpu_engine import SHORT, CpuEngine
+from musicgpt.cpu_engine import PART, SHORT, CpuEngine
 from musicgpt.drafts import Drafts
 from musicgpt.engine import TorchEngine
 from musicgpt.generate import generate
@@ -27,7 +27,7 @@ from musicgpt.int8 import is_int8, to_int8
 from musicgpt.model import GPT, GPTConfig, KVCache
 from musicgpt.sampling import SamplingConfig
 
-CONFIG = GPTConfig(vocab_size=301, n_positions=96, n_embd=128, n_layer=3, n_head=4)
+CONFIG = GPTConfig(vocab_size=301, n_positions=160, n_embd=128, n_layer=3, n_head=4)
 TOLERANCE = {"float32": 2e-4, "int8": 1e-2}
 """Of a logit; their standard deviation is above 1. Both add the same numbers in float32, in another order; with int8
 weights torch takes inputs as they are, the engine as whole numbers, and what they cache is then now and then rounded to
@@ -110,13 +110,13 @@ def test_nor_how_many_threads(engine: CpuEngine) -> None:
 
 
 def test_it_goes_on_from_a_long_prompt(engine: CpuEngine) -> None:
-    ids = ids_of(90)
+    ids = ids_of(150)
     cache = engine.cache(1)
-    engine.prefill(ids[:80], cache)
-    assert SHORT < 80
+    engine.prefill(ids[:140], cache)
+    assert SHORT < PART < 140
     with torch.inference_mode():
-        expected = read(ByTorch(engine), ids, [90])[80:]
-    assert np.abs(np.array(engine.extend([ids[80:]], cache, 10)[0]) - expected).max() < TOLERANCE[kind_of(engine)]
+        expected = read(ByTorch(engine), ids, [150])[140:]
+    assert np.abs(np.array(engine.extend([ids[140:]], cache, 10)[0]) - expected).max() < TOLERANCE[kind_of(engine)]
 
 
 CHOICES = [
@@ -277,11 +277,11 @@ def test_ids_and_positions_that_there_are_not_are_refused(engine: CpuEngine) -> 
         with pytest.raises(ValueError, match="301"):
             engine.extend([ids], engine.cache(1))
     with pytest.raises(ValueError, match="do not fit"):
-        engine.extend([ids_of(97)], engine.cache(1))
+        engine.extend([ids_of(161)], engine.cache(1))
     with pytest.raises(ValueError, match="do not fit"):
         engine.extend([[1], [2]], engine.cache(1))
     others = (
-        dataclasses.replace(CONFIG, **changes) for changes in ({"n_positions": 97}, {"n_layer": 4}, {"n_embd": 64})
+        dataclasses.replace(CONFIG, **changes) for changes in ({"n_positions": 161}, {"n_layer": 4}, {"n_embd": 64})
     )
     for cache in (
         *(KVCache(config, 1, dtype=engine.cache(1).data.dtype) for config in others),
