@@ -59,9 +59,9 @@ STOP = 7
 n_positions, and whether to stop."""
 
 SPINS, PATIENCE = 2**10, 2**19
-"""Looks at a number, with a pause behind each, before the core is offered to others, some 50 microseconds on Intel's,
-and before a thread goes to sleep. Who offers it while another waits is without it for milliseconds, so that threads
-mostly meet before they do."""
+"""Looks at a number, with a pause behind each, before the core is offered to others, 13 microseconds on Intel's, and
+before a thread goes to sleep, six milliseconds. Who offers its core while another waits is without it for milliseconds,
+so that threads mostly meet before they do."""
 
 
 _OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
@@ -120,7 +120,7 @@ def _seen(typing_context, counters, place):
 
 @intrinsic
 def _pause(typing_context):
-    """Wait a moment, some 50 ns on Intel's cores, in which what shares this core has it to itself."""
+    """Wait a moment, 12 ns on Intel's cores, in which what shares this core has it to itself."""
 
     def codegen(context, builder, signature, arguments):
         name = PAUSES.get(platform.machine().lower())
