@@ -232,9 +232,9 @@ class _Team:
         fits = data.shape == (layers, 2, B, H, P, D) and H * D == C and cache.length + T <= P and 1 <= kept <= T
         if not fits or data.dtype != _cached(self._weights) or data.device.type != "cpu" or not data.is_contiguous():
             raise ValueError(f"{B} rows of {T} ids do not fit a cache of {rows} rows with {cache.length} of {P} filled")
+        if any(len(row) != T for row in ids):
+            raise ValueError(f"rows of {sorted({len(row) for row in ids})} ids; expected as many in each")
         flat = [id for row in ids for id in row]
-        if len(flat) != B * T:
-            raise ValueError("rows of ids that differ in length")
         if min(flat) < 0 or max(flat) >= self._room.logits.shape[1]:  # what is read beyond is not ours
             raise ValueError(f"ids from {min(flat)} to {max(flat)}; the model has {self._room.logits.shape[1]}")
         self._room.ids[: B * T] = flat

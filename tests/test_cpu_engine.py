@@ -280,6 +280,8 @@ def test_ids_and_positions_that_there_are_not_are_refused(engine: CpuEngine) -> 
         engine.extend([ids_of(161)], engine.cache(1))
     with pytest.raises(ValueError, match="do not fit"):
         engine.extend([[1], [2]], engine.cache(1))
+    with pytest.raises(ValueError, match="as many in each"):
+        engine.extend([[1, 2], [3], [4, 5, 6]], engine.cache(3))
     others = (
         dataclasses.replace(CONFIG, **changes) for changes in ({"n_positions": 161}, {"n_layer": 4}, {"n_embd": 64})
     )
